@@ -1,0 +1,807 @@
+"""Non-Adversarial Video Synthesis with Learned Priors (Aich et al., CVPR 2020), the whole paper in one script.
+
+    python nav.py --dataset chair                          train, measure, show: runs/chair (chairs are drawn if there are none)
+    python nav.py --dataset data/mine.npz --out runs/mine  the same on your own clips (prepare them with data_prep.py)
+    python nav.py --dataset chair --resume                 go on where a stopped run was
+    python nav.py evaluate --run runs/chair                measure a run again
+    python nav.py sample --run runs/chair --count 16       videos from random pairs of learned codes
+
+A video has no encoder and no discriminator here: its codes are parameters. One static code z_s says what a clip shows,
+L transient codes z_t say how it moves; a GRU R correlates the transient ones, a DCGAN generator G draws each frame from
+[z_s ; r_i], and Eq. 6 fits codes, R and G together. Letters and section numbers are the paper's:
+N clips, B of them in a step, L frames of H x W, T frames in a step, D_s and D_t the sizes of the codes.
+"""
+import argparse
+import hashlib
+import io
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import data_prep
+from data_prep import DataError
+from kernels import backend, laplacian_l1_with_grad, triplet_margin
+
+# ---- settings (Table 6) ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Settings:
+    """Everything that decides what is learned. The first block is Table 6's columns; TABLE_6 has its rows."""
+    D_s: int = 206              # numbers in a static code
+    D_t: int = 50               # numbers in each transient code
+    lambda_s: float = 0.01      # weight of l_static
+    lambda_t: float = 0.01      # weight of l_triplet
+    alpha: int = 2              # the triplet's margin, and its radius in frames
+    levels: int = 4             # of the Laplacian pyramid
+    lr_G: float = 2e-3          # Adam, the generator
+    lr_R: float = 2e-3          # Adam, the GRU
+    lr_Z: float = 1e-2          # Adam, the codes (paper: SGD with momentum 0.9)
+    recipe: str = "fast"        # fast: several clips a step, one backward, cosine decay. paper: Sec. 3.1's two stages
+    layout: str = "file"        # which clips share codes: file, static, grid, both, transient
+    steps: int = 1500
+    batch: int = 4              # clips a step
+    frames: int = 4             # frames of each of them that G draws in a step, at random; 0 is all L
+    width: int = 32             # channels of G before its last layer
+    conditional: bool = False   # G also takes the transient row as a label (Weizmann)
+    window: str = "first"       # first: frames 1..L of a clip; random: L consecutive frames, fresh in every step
+    rank: int = 0               # Eq. 7's rho; 0 leaves the transient codes their full rank
+    precision: str = "fp32"
+    seed: int = 0
+
+
+TABLE_6 = {  # data set: the codes and losses, then the paper's own rates and its outer x inner updates per clip
+    "chair": (dict(D_s=206, D_t=50, lambda_s=0.01, lambda_t=0.01, alpha=2, levels=4),
+              dict(lr_G=6.25e-5, lr_R=6.25e-5, lr_Z=12.5), 5 * 300),
+    "weizmann": (dict(D_s=56, D_t=200, lambda_s=0.01, lambda_t=0.1, alpha=2, levels=3),
+                 dict(lr_G=6.25e-5, lr_R=6.25e-3, lr_Z=12.5), 5 * 700),
+    "golf": (dict(D_s=56, D_t=200, lambda_s=0.01, lambda_t=0.01, alpha=2, levels=4),
+             dict(lr_G=0.1, lr_R=0.1, lr_Z=12.5), 10 * 1000),
+}
+HIDDEN = 500  # units of the GRU (Sec. 4.2)
+LOG = "step,seconds,loss,l_rec,l_triplet,psnr,frames_per_second"
+
+
+# ---- codes (Sec. 3, Eq. 1 and 2) -------------------------------------------------------------------------------------
+
+
+def unit_ball(z):
+    """z / max(1, |z|) over the last dimension (Sec. 3.3): codes stay in the unit l2 ball. Any shape, same shape back."""
+    return z / z.norm(dim=-1, keepdim=True).clamp(min=1)
+
+
+def low_rank(z, rho):
+    """Eq. 7: the best rank-rho approximation of each [L, D_t] matrix in z [B, L, D_t], by its top rho singular vectors."""
+    u, s, v = torch.linalg.svd(z, full_matrices=False)
+    return (u[..., :rho] * s[..., None, :rho]) @ v[..., :rho, :]
+
+
+class Dictionary(nn.Module):
+    """A dictionary of codes, [rows, D_s] or [rows, L, D_t], each row with its own optimiser state.
+
+    Rows are read and written one by one, so a step costs the same with 64 clips and with 20,000. `momentum` keeps the
+    paper's optimiser (SGD, momentum 0.9); without it a row has Adam's two moments and its own step count.
+    """
+
+    def __init__(self, rows, *shape, momentum=False, rank=0):
+        super().__init__()
+        self.momentum, self.rank = momentum, rank
+        self.register_buffer("z", torch.zeros(rows, *shape))
+        self.z.copy_(self.project(torch.randn(rows, *shape) / shape[-1] ** 0.5))  # Gaussians that differ by their variance
+        self.register_buffer("m", torch.zeros_like(self.z))
+        if not momentum:
+            self.register_buffer("v", torch.zeros_like(self.z))
+            self.register_buffer("count", torch.zeros(rows, *(1 for _ in shape)))
+
+    def project(self, z):
+        return unit_ball(low_rank(z, self.rank) if self.rank else z)
+
+    def rows(self, ids):
+        """The codes of rows ids [B], as a leaf that collects its gradient."""
+        return self.z[ids].requires_grad_()
+
+    @torch.no_grad()
+    def update(self, ids, grad, lr):
+        """One update of rows ids [B] by grad [B, ...]; clips of one step that share a row add up. lr: number or tensor."""
+        same = ids[:, None] == ids                                                 # (B, B)
+        g = (same.to(grad.dtype) @ grad.flatten(1)).view_as(grad)
+        g = g[same.byte().argmax(1)]                                               # equal rows, equal bits
+        if self.momentum:
+            self.m[ids] = step = 0.9 * self.m[ids] + g
+        else:
+            self.count[ids] = count = self.count[ids] + 1
+            self.m[ids] = m = torch.lerp(self.m[ids], g, 0.1)
+            self.v[ids] = v = torch.lerp(self.v[ids], g * g, 0.001)
+            step = m / (1 - 0.9 ** count) / ((v / (1 - 0.999 ** count)).sqrt() + 1e-8)
+        self.z[ids] = self.project(self.z[ids] - lr * step)
+
+
+# ---- the networks R and G (Sec. 3, 4.2) ------------------------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    """R(z_t): a one-layer GRU with 500 hidden units and a linear map back, [B, L, D_t] -> r [B, L, D_t], zero start state."""
+
+    def __init__(self, D_t):
+        super().__init__()
+        self.gru = nn.GRU(D_t, HIDDEN, batch_first=True)
+        self.out = nn.Linear(HIDDEN, D_t)
+
+    def forward(self, z_t):
+        return self.out(self.gru(z_t)[0])
+
+
+class Generator(nn.Module):
+    """G, a DCGAN: codes [M, D_s + D_t] -> frames [M, 3, size, size] in [-1, 1]; size is 4 * 2^k.
+
+    labels > 0 makes it conditional (Mirza & Osindero): the one-hot label enters through a projection of its own and
+    takes a quarter of the first layer's channels.
+    """
+
+    def __init__(self, D, size, width, labels=0):
+        super().__init__()
+        channels = [width * size // 8 >> i for i in range(int(math.log2(size // 4)))]   # 64 x 64: 8w, 4w, 2w, w
+        self.labels, label_channels = labels, channels[0] // 4 if labels else 0
+        self.code = nn.ConvTranspose2d(D, channels[0] - label_channels, 4, bias=False)  # 1 x 1 -> 4 x 4
+        if labels:
+            self.label = nn.ConvTranspose2d(labels, label_channels, 4, bias=False)
+        layers = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
+        for c_in, c_out in zip(channels, channels[1:]):                                 # each doubles the side
+            layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1), nn.Tanh())
+        for module in self.modules():                                                   # DCGAN's initialisation
+            if isinstance(module, nn.ConvTranspose2d):
+                nn.init.normal_(module.weight, 0, 0.02)
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1, 0.02)
+
+    def forward(self, codes, label=None):
+        x = self.code(codes[:, :, None, None])                                          # (M, 8w, 4, 4)
+        if self.labels:
+            one_hot = F.one_hot(label, self.labels).to(codes.dtype)
+            x = torch.cat([x, self.label(one_hot[:, :, None, None])], 1)
+        return self.layers(x)                                                           # (M, 3, size, size)
+
+
+class Model(nn.Module):
+    """Z_V, R and G of one data set: what Eq. 6 is minimised over."""
+
+    def __init__(self, s, size, L, static_rows, transient_rows):
+        super().__init__()
+        momentum = s.recipe == "paper"
+        self.z_s = Dictionary(static_rows, s.D_s, momentum=momentum)
+        self.z_t = Dictionary(transient_rows, L, s.D_t, momentum=momentum, rank=s.rank)
+        self.R = Recurrent(s.D_t)
+        self.G = Generator(s.D_s + s.D_t, size, s.width, transient_rows if s.conditional else 0)
+        self.bf16 = s.precision == "bf16"
+
+    def draw(self, z_s, r, label):
+        """G([z_s ; r_i]) for every frame i (Eq. 2). z_s [B, D_s], r [B, T, D_t], label [B] -> [B * T, 3, H, W] in [-1, 1]."""
+        B, T, _ = r.shape
+        codes = torch.cat([z_s[:, None].expand(B, T, -1), r], 2).flatten(0, 1)          # (B*T, D_s + D_t)
+        with torch.autocast(r.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.G(codes, label.repeat_interleave(T))
+
+    @torch.no_grad()
+    def videos(self, static_rows, transient_rows, clips_at_once=16):
+        """Clips for pairs of dictionary rows, ids [K] and [K] on the model's device -> uint8 [K, L, H, W, 3] there."""
+        self.eval()
+        out = []
+        for s, t in zip(static_rows.split(clips_at_once), transient_rows.split(clips_at_once)):
+            r = self.R(self.z_t.z[t])
+            frames = self.draw(self.z_s.z[s], r, t)
+            out.append(to_bytes(frames).unflatten(0, r.shape[:2]))
+        self.train()
+        return torch.cat(out)
+
+
+def to_bytes(frames):
+    """Frames [M, 3, H, W] in [-1, 1] -> uint8 [M, H, W, 3]."""
+    return frames.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+# ---- the data on the device ------------------------------------------------------------------------------------------
+
+
+class Batches:
+    """The clips as bytes on the device, and the order in which training meets them.
+
+    Every epoch is a fresh permutation, drawn on the device, so nothing crosses the bus in a step. `state` holds the
+    generator and the place in the order: a resumed run draws what the stopped one would have drawn.
+    """
+
+    def __init__(self, clips, s, device):
+        self.frames = torch.from_numpy(clips.full).to(device)                           # (sum of lengths, H, W, 3) uint8
+        self.length = torch.from_numpy(clips.length).to(device)                         # (N,)
+        self.first = self.length.cumsum(0) - self.length                                # (N,) where each clip begins
+        self.static_id = torch.from_numpy(clips.static_id).to(device)
+        self.transient_id = torch.from_numpy(clips.transient_id).to(device)
+        self.N, self.L = clips.videos.shape[:2]
+        self.B, self.F, self.random_window = s.batch, s.frames or self.L, s.window == "random"
+        self.weight = torch.full((self.B, self.F), 1 / self.F, device=device)           # l_rec: the mean over frames
+        self.weight[:, 0] += s.lambda_s                                                 # l_static: one of them, k
+        self.weight = self.weight.flatten()
+        self.rng = torch.Generator(device).manual_seed(s.seed)
+        self.order = torch.empty(0, dtype=torch.long, device=device)
+
+    def next(self):
+        """One step's clips: static ids [B], transient ids [B], frame numbers [B, F], frames v uint8 [B * F, 3, H, W].
+
+        F different frames of each clip, in random order: their mean stands for l_rec, and the first of them is the k of
+        l_static. `weight` [B * F] holds the weights of both."""
+        while len(self.order) < self.B:
+            self.order = torch.cat([self.order, torch.randperm(self.N, generator=self.rng, device=self.order.device)])
+        clips, self.order = self.order[:self.B], self.order[self.B:]
+        draws = torch.rand(self.B, self.L + 1, generator=self.rng, device=clips.device)
+        times = draws[:, 1:].argsort(1)[:, :self.F]
+        first = self.first[clips]
+        if self.random_window:
+            first = first + (draws[:, 0] * (self.length[clips] - self.L + 1)).long()
+        v = self.frames[first[:, None] + times]                                         # (B, F, H, W, 3)
+        return self.static_id[clips], self.transient_id[clips], times, v.flatten(0, 1).permute(0, 3, 1, 2)
+
+    def state(self):
+        return {"order": self.order, "rng": self.rng.get_state()}
+
+    def restore(self, state):
+        self.order = state["order"].to(self.order.device)
+        self.rng.set_state(state["rng"].cpu())
+
+
+# ---- training (Eq. 3, 4 and 6) ---------------------------------------------------------------------------------------
+
+
+def forward_and_back(model, s, weight, batch, z_s, z_t, which, triplet=True):
+    """Eq. 6 for one batch, and its gradient left in every leaf that asks for one. Returns (v_hat, [loss, l_rec, l_triplet]).
+
+    z_t [rows, L, D_t] holds each transient row of the batch once, which [B] says whose it is."""
+    static_ids, transient_ids, times, v = batch
+    r = model.R(z_t)[which]                                                             # (B, L, D_t)
+    drawn = r.gather(1, times[:, :, None].expand(-1, -1, r.shape[2]))                   # (B, F, D_t)
+    v_hat = model.draw(z_s, drawn, transient_ids)                                       # (B*F, 3, H, W)
+    l, dl_dv = laplacian_l1_with_grad(v_hat, v, weight, s.levels)                       # (B*F,), like v_hat
+    l_triplet = triplet_margin(r, float(s.alpha), s.alpha)                              # (B,)
+    if triplet:  # sums over clips: a clip's gradient does not depend on how many share the step
+        torch.autograd.backward([v_hat, s.lambda_t * l_triplet.sum()], [dl_dv, None])
+    else:
+        v_hat.backward(dl_dv)
+    B, l_triplet = len(z_s), l_triplet.detach().mean()
+    return v_hat.detach(), torch.stack([(l * weight).sum() / B + s.lambda_t * l_triplet, l.mean(), l_triplet])
+
+
+class Trainer:
+    """Eq. 6 on its way down: the model, its optimisers, the order of the clips, and how far it is.
+
+    `state` is all of it; a trainer that takes it up with `restore` goes on bit for bit (on CPU)."""
+
+    def __init__(self, s, clips, device):
+        torch.manual_seed(s.seed)
+        N, L, size = clips.videos.shape[:3]
+        model = Model(s, size, L, len(clips.static_names), len(clips.transient_names))
+        self.s, self.model = s, model.to(device, memory_format=torch.channels_last)
+        self.adam_G, self.adam_R = (torch.optim.Adam(net.parameters(), lr=lr, fused=device.type != "mps")
+                                    for net, lr in ((model.G, s.lr_G), (model.R, s.lr_R)))
+        self.batches = Batches(clips, s, device)
+        self.each = torch.arange(s.batch, device=device)
+        self.steps_done = 0
+
+    def step(self):
+        """One update. Returns (v, v_hat, losses [3]) of its batch, on the device; nothing waits for the host."""
+        s, m, batch = self.s, self.model, self.batches.next()
+        static_rows, transient_rows, which = batch[0], batch[1], self.each
+        if which.device.type == "cpu":  # R runs once for clips that share their transient codes (a GPU would have to wait)
+            transient_rows, which = transient_rows.unique(return_inverse=True)
+        z_s, z_t = m.z_s.rows(static_rows), m.z_t.rows(transient_rows)                  # (B, D_s), (rows, L, D_t)
+        objective = partial(forward_and_back, m, s, self.batches.weight, batch)
+        # ---- BEGIN: the training step ----
+        if s.recipe == "paper":
+            objective(z_s.detach(), z_t.detach(), which, triplet=False)            # stage 1: gamma (Eq. 3.1)
+            self.adam_G.step()
+            m.zero_grad()
+            m.G.requires_grad_(False)
+            out = objective(z_s, z_t, which)                                        # stage 2: Z_V and theta (Eq. 3.2)
+            m.G.requires_grad_(True)
+            rate = 1.0
+        else:
+            out = objective(z_s, z_t, which)                                        # one backward serves both stages
+            rate = cosine(self.steps_done, s.steps)
+            self.adam_G.param_groups[0]["lr"], self.adam_R.param_groups[0]["lr"] = s.lr_G * rate, s.lr_R * rate
+            self.adam_G.step()
+        self.adam_R.step()
+        m.zero_grad()
+        m.z_s.update(static_rows, z_s.grad, s.lr_Z * rate)
+        m.z_t.update(transient_rows, z_t.grad, s.lr_Z * rate)
+        # ---- END ----
+        self.steps_done += 1
+        return batch[3], *out
+
+    def state(self):
+        return dict(model=self.model.state_dict(), adam_G=self.adam_G.state_dict(), adam_R=self.adam_R.state_dict(),
+                    batches=self.batches.state(), rng=torch.get_rng_state(), steps_done=self.steps_done)
+
+    def restore(self, state):
+        """Take up a state. Raises RuntimeError, KeyError or ValueError where it is of another shape."""
+        self.model.load_state_dict(state["model"])
+        self.adam_G.load_state_dict(state["adam_G"])
+        self.adam_R.load_state_dict(state["adam_R"])
+        self.batches.restore(state["batches"])
+        torch.set_rng_state(state["rng"].cpu())
+        self.steps_done = state["steps_done"]
+
+
+def cosine(step, steps, warm_up=50):
+    """The fast recipe's schedule: a short linear warm-up, then a cosine to zero. A factor in (0, 1]."""
+    return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+# ---- measures (Sec. 4.2) ---------------------------------------------------------------------------------------------
+
+
+def psnr(generated, real):
+    """dB of each clip, peak 1 on frames in [0, 1], one mean squared error a clip. uint8 [K, L, H, W, 3] twice -> [K].
+
+    A perfect clip counts 100 dB."""
+    mse = torch.stack([((g.float() - r.float()) / 255).square().mean() for g, r in zip(generated, real)])
+    return -10 * mse.clamp(min=1e-10).log10()
+
+
+def ssim(x, y):
+    """SSIM of frames, float [M, C, H, W] in [0, 1] twice -> [M]: Gaussian 11 x 11, sigma 1.5, biased covariance, range 1.
+
+    As scikit-image's structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1),
+    averaged over colours; the border of 5 pixels is left out, as there. Sides of at least 11."""
+    taps = torch.exp(-torch.arange(-5, 6, dtype=x.dtype, device=x.device).square() / (2 * 1.5 ** 2))
+    taps = taps / taps.sum()
+    side, (M, C) = len(taps), x.shape[:2]
+
+    def mean(v):  # the local mean, one axis after the other
+        v = F.conv2d(v.flatten(0, 1)[:, None], taps.view(1, 1, side, 1))
+        return F.conv2d(v, taps.view(1, 1, 1, side)).view(M, C, v.shape[2], -1)
+
+    mx, my = mean(x), mean(y)
+    vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    c1, c2 = 0.01 ** 2, 0.03 ** 2
+    s = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return s.mean((1, 2, 3))
+
+
+def unit_frames(video):
+    """uint8 [L, H, W, 3] -> float [L, 3, H, W] in [0, 1]."""
+    return video.permute(0, 3, 1, 2).float() / 255
+
+
+def fcs(videos):
+    """Frame Consistency Score: SSIM of a clip's first frame against all its frames, mean over frames, then over clips.
+
+    uint8 [K, L, H, W, 3] -> a number, higher is better."""
+    scores = [ssim(v[:1].expand_as(v), v).mean() for v in map(unit_frames, videos)]
+    return torch.stack(scores).mean().item()
+
+
+def measure(model, clips, device):
+    """Every number of metrics.json that can be read off the clips and their reconstructions, and those clips
+    uint8 [N, L, H, W, 3] on the CPU."""
+    generated = model.videos(*(torch.from_numpy(ids).to(device) for ids in (clips.static_id, clips.transient_id)))
+    real = torch.from_numpy(clips.videos).to(device)
+    dB = psnr(generated, real)
+    similarity = torch.stack([ssim(unit_frames(g), unit_frames(r)).mean() for g, r in zip(generated, real)])
+    return dict(psnr=dB.mean().item(), psnr_min=dB.min().item(), ssim=similarity.mean().item(), fcs=fcs(generated),
+                fcs_bound=fcs(real), mcs=None, mcs_note="not measured: no VGG16 features yet",
+                exchange_psnr=None), generated.cpu()
+
+
+# ---- runs: what is set, kept and taken up again ----------------------------------------------------------------------
+
+
+class RunError(ValueError):
+    """A run that cannot be done as asked. One line: what is wrong, where, what to do. main() prints it and exits 2."""
+
+
+def choose_device(name):
+    """auto, cpu, cuda or mps -> torch.device. Raises RunError where the device is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, is_there in there.items() if is_there)
+    if not there[name]:
+        raise RunError(f"--device {name}: this machine or this PyTorch has none; use --device cpu, or leave it out")
+    return torch.device(name)
+
+
+def choose_precision(asked, device):
+    """(precision of G, why). bf16 pays where the processor multiplies it in hardware, and halves the speed elsewhere."""
+    if asked != "auto":
+        return asked, "asked for"
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        return ("bf16", "tensor cores") if fast else ("fp32", "no bf16 tensor cores before sm_80")
+    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        return "bf16", "AMX"
+    return "fp32", "no AMX: bf16 would be slower" if device.type == "cpu" else "MPS"
+
+
+def find_clips(args):
+    """--dataset and --clips -> (Clips, the row of TABLE_6). Draws stand-ins where a named set is not prepared."""
+    name = args.dataset
+    if name not in TABLE_6:
+        if not name.endswith(".npz"):
+            raise RunError(f"--dataset {name}: neither chair, weizmann or golf nor an .npz; data_prep.py makes one of your clips")
+        clips = data_prep.load(name)
+    elif Path("data", f"{name}.npz").exists():
+        clips = data_prep.load(Path("data", f"{name}.npz"))
+    elif name == "chair":
+        clips = data_prep.draw_chairs(max(1, args.clips or 64), seed=0)
+    else:
+        raise RunError(f"--dataset {name}: data/{name}.npz is not there: run python data_prep.py {name}")
+    if args.clips is not None:
+        if not 1 <= args.clips <= len(clips.videos):
+            raise RunError(f"--clips {args.clips}: {name} holds {len(clips.videos)}; 1 to {len(clips.videos)}")
+        n = args.clips
+        clips = data_prep.Clips(clips.videos[:n], clips.static_id[:n], clips.transient_id[:n], clips.static_names,
+                                clips.transient_names, clips.names[:n], clips.source, clips.full[:clips.length[:n].sum()],
+                                clips.length[:n])
+    is_grid = 1 < len(clips.transient_names) < len(clips.names) and 1 < len(clips.static_names) < len(clips.names)
+    return clips, name if name in TABLE_6 else "weizmann" if is_grid else "chair"
+
+
+def lay_out(clips, layout):
+    """Fig. 2 and Sec. 4.1: which clips share a static and which a transient row. Changes clips in place."""
+    N, names = len(clips.names), clips.names
+    if layout in ("static", "both", "transient"):
+        each, shared = torch.arange(N).numpy(), torch.zeros(N, dtype=torch.long).numpy()
+        clips.static_id, clips.static_names = (shared, ["all"]) if layout == "transient" else (each, names)
+        clips.transient_id, clips.transient_names = (shared, ["all"]) if layout == "static" else (each, names)
+    elif layout == "grid" and min(len(clips.static_names), len(clips.transient_names)) < 2:
+        raise RunError(f"--layout grid: {len(clips.static_names)} static and {len(clips.transient_names)} transient names make "
+                       "no grid; prepare the clips with data_prep.py folder --grid")
+
+
+def choose_settings(args, row, clips, device):
+    """Table 6's row, then the recipe's values, then the options, checked -> (Settings, why this precision). Raises RunError."""
+    codes, paper_rates, updates = TABLE_6[row]
+    N = len(clips.names)
+    values = dict(codes, conditional=row == "weizmann")
+    if args.recipe == "paper":
+        values.update(paper_rates, batch=1, frames=0, steps=updates * N)
+    elif device.type == "cuda":
+        values.update(width=64, batch=32)
+    values.update({f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None})
+    values["precision"], why = choose_precision(args.precision, device)
+    s = Settings(**values)
+    s.batch, s.frames = min(s.batch, N), s.frames if "frames" in values else min(s.frames, clips.videos.shape[1])
+    check_settings(s, clips)
+    return s, why
+
+
+def check_settings(s, clips):
+    """Everything that would fail later, before any work. Raises RunError."""
+    _, L, H, W, _ = clips.videos.shape
+    for name in ("levels", "steps", "batch", "width"):
+        if getattr(s, name) < 1:
+            raise RunError(f"--{name} {getattr(s, name)}: at least 1 is needed")
+    if not 0 <= s.frames <= L:
+        raise RunError(f"--frames {s.frames}: 1 to {L}, or 0 for all {L} frames of a clip")
+    if L < s.alpha + 2:
+        raise RunError(f"clips of {L} frames hold no triplet of radius {s.alpha}: at least {s.alpha + 2} frames are needed; "
+                       "prepare longer clips (data_prep.py --frames)")
+    if H != W or H not in (16, 32, 64, 128, 256):
+        raise RunError(f"frames of {H} x {W} pixels: G draws squares of 16, 32, 64, 128 or 256; prepare with data_prep.py --size 64")
+    if H < 2 ** s.levels:
+        raise RunError(f"frames of {H} pixels are too small for {s.levels} pyramid levels: use --levels {int(math.log2(H))} or less")
+    if s.rank and not 1 <= s.rank <= min(L, s.D_t):
+        raise RunError(f"--rank {s.rank}: 1 to {min(L, s.D_t)} for transient codes of {L} x {s.D_t}")
+
+
+def fingerprint(clips):
+    """SHA-256 of the bytes that training sees: a checkpoint goes on only with the clips it was made with."""
+    digest = hashlib.sha256()
+    for array in (clips.full, clips.length, clips.static_id, clips.transient_id):
+        digest.update(str(array.shape).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def write_json(path, content):
+    data_prep.write_beside(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def commit():
+    """The commit of this script, or None outside a clone."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return git.stdout.strip() or None
+
+
+def read_checkpoint(folder, device="cpu"):
+    """The checkpoint of a run folder -> dict of tensors and plain values. Raises RunError."""
+    path = Path(folder, "checkpoint.pt")
+    if not path.is_file():
+        raise RunError(f"{path}: no checkpoint there; train first, or name another folder with --run")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint["settings"] = Settings(**checkpoint["settings"])
+        return checkpoint
+    except Exception as error:  # whatever damaged bytes make zip, pickle and torch raise
+        raise RunError(f"{path}: not a checkpoint of this script ({str(error).splitlines()[0][:100]})") from None
+
+
+def open_run_folder(out, resume):
+    """Make the run folder; what an earlier run left there is moved into earlier-1, earlier-2, ... Raises RunError."""
+    out.mkdir(parents=True, exist_ok=True)
+    left = [out / name for name in ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "reconstructions.png", "samples.gif",
+                                    "samples.png", "reconstructions-standin.png", "samples-standin.png", "samples-standin.gif")]
+    left = [path for path in left if path.exists()]
+    if resume or not left:
+        return
+    shelf = next(path for i in range(1, 10 ** 6) if not (path := out / f"earlier-{i}").exists())
+    shelf.mkdir()
+    for path in left:
+        path.rename(shelf / path.name)
+    print(f"{out} held a run: moved to {shelf}")
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def picture(out, name, standin):
+    """Where a picture goes; what was trained on drawn stand-ins says so in its name."""
+    stem, suffix = name.split(".")
+    return out / (f"{stem}-standin.{suffix}" if standin else name)
+
+
+def spread(n, k):
+    """k indices spread evenly over range(n), ends included."""
+    return [round(i * (n - 1) / max(1, k - 1)) for i in range(min(k, n))]
+
+
+def show_reconstructions(path, real, generated, names, clips=8, frames=8):
+    """A sheet: real over generated, for clips and frames spread over the set. uint8 [N, L, H, W, 3] twice."""
+    rows, labels, columns = [], [], spread(real.shape[1], frames)
+    for j in spread(len(real), clips):
+        rows += [real[j][columns].numpy(), generated[j][columns].numpy()]
+        labels += [names[j][:16], "generated"]
+    data_prep.sheet(rows, path, row_labels=labels)
+
+
+def show_gif(path, videos):
+    """All of videos uint8 [K, L, H, W, 3] side by side, moving."""
+    across = math.ceil(len(videos) ** 0.5)
+    blank = torch.full_like(videos[:1], 255).expand(-len(videos) % across, -1, -1, -1, -1)
+    tiles = torch.cat([videos, blank]).unflatten(0, (-1, across))                       # (rows, across, L, H, W, 3)
+    rows, _, L, H, W, _ = tiles.shape
+    data_prep.write_gif(tiles.permute(2, 0, 3, 1, 4, 5).reshape(L, rows * H, across * W, 3).numpy(), path)
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+def train(args):
+    """Trains, with a progress line, a log and checkpoints; then measures and shows."""
+    device = choose_device(args.device)
+    clips, row = find_clips(args)
+    lay_out(clips, args.layout)
+    s, why = choose_settings(args, row, clips, device)
+    N, L, size = clips.videos.shape[:3]
+    out = Path(args.out or f"runs/{Path(args.dataset).stem}")
+    data = dict(dataset=args.dataset, source=clips.source, standin=clips.standin, clips=N, L=L, size=size, fingerprint=fingerprint(clips),
+                static_names=clips.static_names, transient_names=clips.transient_names)
+    trainer, log = Trainer(s, clips, device), []
+    if args.resume:
+        log = resume(out, trainer, data)
+    open_run_folder(out, args.resume)
+    write_json(out / "config.json", dict(asdict(s), dataset=args.dataset, source=clips.source, standin=clips.standin, clips=N, frames=L,
+                                         size=size, device=str(device), torch=torch.__version__, commit=commit()))
+    print(f"{clips.source}\n{N} clips of {L} frames, {size} x {size}; {len(clips.static_names)} static and {len(clips.transient_names)} "
+          f"transient codes; {s.recipe} recipe, {s.steps} steps of {s.batch} clips x {trainer.batches.F} frames\n{device}, {s.precision} ({why}), "
+          f"losses by {backend(device)}; writing to {out}", flush=True)
+    if clips.standin:
+        print(f"NOTE: these clips are DRAWN STAND-INS, not the real {row} data; every result says so", flush=True)
+
+    first_step, seconds_before = trainer.steps_done, log[-1][1] if log else 0.0
+    began = saved = time.perf_counter()
+    losses, every = [], max(1, min(25, s.steps // 20))
+    with Stop() as stop:
+        while trainer.steps_done < s.steps and not stop.asked:
+            v, v_hat, loss = trainer.step()
+            losses.append(loss)
+            step = trainer.steps_done
+            # All below is looking, not learning. The host waits for the device only here.
+            if step % every and step < s.steps and not stop.asked:
+                continue
+            values = torch.stack(losses).cpu()                                          # (steps since the last look, 3)
+            for i in range(len(losses)):
+                if not values[i].isfinite().all():
+                    raise RunError(diverged(step - len(losses) + 1 + i, s, out))
+            passed, losses = time.perf_counter() - began, []
+            dB = psnr(to_bytes(v_hat)[None], v.permute(0, 2, 3, 1)[None]).item()
+            log.append([step, seconds_before + passed, *values.mean(0).tolist(), dB, (step - first_step) * s.batch * trainer.batches.F / passed])
+            print(progress(log[-1], s.steps, passed / (step - first_step)), flush=True)
+            if time.perf_counter() - saved >= args.checkpoint_every or step == s.steps or stop.asked:
+                save_checkpoint(out, trainer, data, log)
+                saved = time.perf_counter()
+    if stop.asked:
+        print(f"nav: stopped at step {trainer.steps_done} of {s.steps}; the checkpoint is in {out}, --resume goes on", file=sys.stderr)
+        return 128 + stop.asked
+    return report(out, trainer.model, s, data, clips, device, log)
+
+
+def diverged(step, s, out):
+    return (f"not finite at step {step}: most likely a learning rate too high for these clips (G {s.lr_G:g}, R {s.lr_R:g}, codes "
+            f"{s.lr_Z:g}); " + (f"the last good checkpoint is {out}/checkpoint.pt" if (out / "checkpoint.pt").exists() else "no checkpoint yet"))
+
+
+def progress(line, steps, seconds_a_step):
+    """The status line for one line of the log."""
+    step, seconds, loss, _, _, dB, rate = line
+    left = (steps - step) * seconds_a_step
+    return (f"step {step:{len(str(steps))}}/{steps}  loss {loss:.4f}  {dB:5.2f} dB  {rate:6.0f} frames/s  "
+            f"{seconds:5.0f} s  ETA {left // 60:.0f}:{left % 60:02.0f}")
+
+
+class Stop:
+    """Ctrl-C and SIGTERM end a run after the step at hand, not in its middle. `asked` is the signal's number, 0 before."""
+
+    def __enter__(self):
+        self.asked = 0
+        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def ask(self, number, frame):
+        self.asked = number
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def save_checkpoint(out, trainer, data, log):
+    """checkpoint.pt and log.csv, each whole or not at all. Raises RunError where something to be kept is not finite."""
+    state = trainer.state()
+    if not all(value.isfinite().all() for value in state["model"].values()):
+        raise RunError(diverged(trainer.steps_done, trainer.s, out))
+    content = dict(settings=asdict(trainer.s), data=data, log=log, **state)
+    buffer = io.BytesIO()  # a full disk is then an OSError, as everywhere, not one of torch's own
+    torch.save(content, buffer)
+    data_prep.write_beside(out / "checkpoint.pt", lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+    lines = [LOG] + [",".join(f"{value:.6g}" for value in line) for line in log]
+    data_prep.write_beside(out / "log.csv", lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
+
+
+def resume(out, trainer, data):
+    """Fill the trainer from the checkpoint in `out`; returns its log. Raises RunError where the two do not fit."""
+    kept = read_checkpoint(out)
+    asked, had = dict(asdict(trainer.s), clips=data["fingerprint"]), dict(asdict(kept["settings"]), clips=kept["data"]["fingerprint"])
+    for name in asked:
+        if asked[name] != had[name]:
+            raise RunError(f"--resume: {out}/checkpoint.pt was made with {name} {str(had[name])[:12]}, now it is {str(asked[name])[:12]}: "
+                           "repeat the first command, or train afresh with another --out")
+    try:
+        trainer.restore(kept)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise RunError(f"{out}/checkpoint.pt: of another shape ({' '.join(str(error).split())[:120]})") from None
+    return kept["log"]
+
+
+def report(out, model, s, data, clips, device, log):
+    """Measure, show, and write metrics.json. Returns the exit status."""
+    numbers, generated = measure(model, clips, device)
+    steps, seconds, rate = int(log[-1][0]), log[-1][1], log[-1][-1]
+    metrics = dict(dataset=data["dataset"], source=clips.source, standin=clips.standin, videos=data["clips"], frames=data["L"], **numbers,
+                   steps=steps, seconds=round(seconds, 1), frames_per_second=round(rate, 1), device=str(device), precision=s.precision,
+                   kernels=backend(device), torch=torch.__version__, seed=s.seed, commit=commit())
+    show_reconstructions(picture(out, "reconstructions.png", clips.standin), torch.from_numpy(clips.videos), generated, clips.names)
+    show_gif(picture(out, "samples.gif", clips.standin), generated[spread(len(generated), 16)])
+    write_json(out / "metrics.json", metrics)
+    print(f"PSNR {metrics['psnr']:.2f} dB mean, {metrics['psnr_min']:.2f} minimum; SSIM {metrics['ssim']:.3f}; FCS {metrics['fcs']:.3f} "
+          f"(bound {metrics['fcs_bound']:.3f}); MCS {metrics['mcs_note']}; {steps} steps in {seconds:.0f} s"
+          + ("; DRAWN STAND-INS" if clips.standin else "") + f"; see {out}")
+    return 0
+
+
+def load_run(args):
+    """--run -> (its checkpoint, its Model on the chosen device, the device). Raises RunError."""
+    if not args.run:
+        raise RunError(f"{args.action} needs --run DIR, the folder of a trained run")
+    device = choose_device(args.device)
+    kept = read_checkpoint(args.run)
+    s, data = kept["settings"], kept["data"]
+    try:
+        model = Model(s, data["size"], data["L"], len(data["static_names"]), len(data["transient_names"]))
+        model.load_state_dict(kept["model"])
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise RunError(f"{args.run}/checkpoint.pt: of another shape ({' '.join(str(error).split())[:120]})") from None
+    return kept, model.to(device, memory_format=torch.channels_last), device
+
+
+def evaluate(args):
+    """Measures a run again: its reconstructions against the clips it was trained on."""
+    kept, model, device = load_run(args)
+    args.dataset, args.clips = kept["data"]["dataset"], kept["data"]["clips"]
+    clips, _ = find_clips(args)
+    lay_out(clips, kept["settings"].layout)
+    if fingerprint(clips) != kept["data"]["fingerprint"]:
+        raise RunError(f"{args.run}: {args.dataset} no longer holds the clips that this run was trained on; prepare them again, or train afresh")
+    return report(Path(args.out or args.run), model, kept["settings"], kept["data"], clips, device, kept["log"])
+
+
+def sample(args):
+    """Videos for random pairs of learned codes (Sec. 1): a static row with a transient row."""
+    kept, model, device = load_run(args)
+    if args.count < 1:
+        raise RunError(f"--count {args.count}: at least 1 is needed")
+    data, rng = kept["data"], torch.Generator().manual_seed(args.seed or 0)
+    s, t = (torch.randint(len(data[names]), (args.count,), generator=rng) for names in ("static_names", "transient_names"))
+    videos = model.videos(s.to(device), t.to(device)).cpu()
+    out, columns = Path(args.out or args.run), spread(data["L"], 8)
+    out.mkdir(parents=True, exist_ok=True)
+    labels = [f"{data['static_names'][i]} {data['transient_names'][j]}"[:20] for i, j in zip(s, t)]
+    data_prep.sheet(videos[:, columns].numpy(), picture(out, "samples.png", data["standin"]), row_labels=labels)
+    show_gif(picture(out, "samples.gif", data["standin"]), videos)
+    print(f"{args.count} videos: {picture(out, 'samples.png', data['standin'])} and .gif")
+    return 0
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):  # one line, exit status 2
+        self.exit(2, f"nav: {message}; python nav.py --help lists the options\n")
+
+
+def parse(argv):
+    parser = Parser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    add = parser.add_argument
+    add("action", nargs="?", default="train", choices=ACTIONS, help="what to do")
+    add("--dataset", default="chair", help="chair, weizmann, golf, or a prepared PATH.npz")
+    add("--run", help="the folder of a trained run, for every action but train")
+    add("--out", help="where to write (default: runs/NAME, or --run)")
+    add("--recipe", choices=("fast", "paper"), default="fast", help="ours, or Table 6 to the letter")
+    add("--layout", choices=("file", "static", "grid", "both", "transient"), default="file", help="which clips share codes; file: as prepared")
+    add("--window", choices=("first", "random"), default="first", help="frames of a longer clip")
+    add("--rank", type=int, help="rho of Eq. 7, for interpolation (default: full)")
+    add("--clips", type=int, help="use the first N clips; draw N stand-ins")
+    add("--steps", type=int, help="updates (default: 1500; paper recipe: Table 6's updates a clip)")
+    add("--batch", type=int, help="clips a step (default: 4, on a GPU 32; paper: 1)")
+    add("--frames", type=int, help="frames of each clip in a step, at random (default: 4; paper and 0: all)")
+    add("--width", type=int, help="channels of the generator (default: 32, on a GPU 64)")
+    add("--levels", type=int, help="of the Laplacian pyramid (default: Table 6)")
+    add("--lr-G", type=float, help="rate of the generator")
+    add("--lr-R", type=float, help="rate of the GRU")
+    add("--lr-Z", type=float, help="rate of the codes")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: cuda, then mps, then cpu")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the generator; auto: bf16 where it is faster")
+    add("--seed", type=int, help="of everything drawn at random (default: 0)")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    add("--checkpoint-every", type=float, default=20, metavar="SECONDS", help="between checkpoints")
+    add("--count", type=int, default=16, help="sample: how many videos")
+    return parser.parse_args(argv)
+
+
+ACTIONS = {"train": train, "evaluate": evaluate, "sample": sample}
+
+
+def main(argv=None):
+    args = parse(argv)
+    try:
+        return ACTIONS[args.action](args)
+    except (RunError, DataError) as error:
+        print(f"nav: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"nav: {error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the free space", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("nav: interrupted", file=sys.stderr)
+        return 130
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
