@@ -31,6 +31,7 @@ import torch.nn.functional as F
 import data_prep
 from data_prep import DataError
 from kernels import backend, laplacian_l1_with_grad, triplet_margin
+from kernels.gru import gru
 
 # ---- settings (Table 6) ----------------------------------------------------------------------------------------------
 
@@ -106,6 +107,10 @@ class Dictionary(nn.Module):
     def project(self, z):
         return unit_ball(low_rank(z, self.rank) if self.rank else z)
 
+    def start_from(self, z):
+        """Begin at z, of the dictionary's shape, and a little noise."""
+        self.z.copy_(self.project(z + 0.02 * torch.randn_like(z)))
+
     def rows(self, ids):
         """The codes of rows ids [B], as a leaf that collects its gradient."""
         return self.z[ids].requires_grad_()
@@ -126,6 +131,33 @@ class Dictionary(nn.Module):
         self.z[ids] = self.project(self.z[ids] - lr * step)
 
 
+def principal_components(x, k):
+    """PCA of rows x [n, d] -> [n, k], the longest row scaled to 0.9; zeros where d < k."""
+    x = (x - x.mean(0)).double()
+    directions = torch.linalg.eigh(x.T @ x)[1].flip(1)[:, :k]                           # (d, k), the largest first
+    y = x @ directions
+    return F.pad(y * (0.9 / y.norm(dim=1).max().clamp(min=1e-9)), (0, k - y.shape[1])).float()
+
+
+def codes_from_clips(clips, D_s, D_t):
+    """First codes for the fast recipe: PCA of what stands still and of what moves, on frames of 8 x 8.
+
+    z_s [rows, D_s] from the mean frame of a row's clips, z_t [rows, L, D_t] from its frames less their clip's mean: like
+    clips and like frames start close together, and G need not learn a table of random codes by heart."""
+    N, L, H = clips.videos.shape[:3]
+    small = torch.stack([F.avg_pool2d(unit_frames(torch.from_numpy(v)), H // 8).flatten(1) for v in clips.videos])  # (N, L, 192)
+    mean = small.mean(1)                                                                # (N, 192)
+
+    def of_rows(ids, names, values):  # the mean over the clips that share a row
+        ids = torch.from_numpy(ids)
+        total = torch.zeros(len(names), *values.shape[1:]).index_add_(0, ids, values)
+        return total / torch.bincount(ids, minlength=len(names)).clamp(min=1).view(-1, *[1] * (values.ndim - 1))
+
+    still = of_rows(clips.static_id, clips.static_names, mean)                          # (static rows, 192)
+    moves = of_rows(clips.transient_id, clips.transient_names, small - mean[:, None])   # (transient rows, L, 192)
+    return principal_components(still, D_s), principal_components(moves.flatten(0, 1), D_t).unflatten(0, (-1, L))
+
+
 # ---- the networks R and G (Sec. 3, 4.2) ------------------------------------------------------------------------------
 
 
@@ -138,7 +170,7 @@ class Recurrent(nn.Module):
         self.out = nn.Linear(HIDDEN, D_t)
 
     def forward(self, z_t):
-        return self.out(self.gru(z_t)[0])
+        return self.out(gru(self.gru, z_t))
 
 
 class Generator(nn.Module):
@@ -279,6 +311,33 @@ def forward_and_back(model, s, weight, batch, z_s, z_t, which, triplet=True):
     return v_hat.detach(), torch.stack([(l * weight).sum() / B + s.lambda_t * l_triplet, l.mean(), l_triplet])
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum whose every update of a matrix has equal singular values (Jordan et al., 2024): no direction lags behind.
+
+    For weights [c_in, c_out, 4, 4], taken as matrices [c_in, c_out * 16]. An element moves by lr (root mean square), as
+    under Adam."""
+
+    def __init__(self, weights, lr):
+        super().__init__(weights, dict(lr=lr))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for w in group["params"]:
+                m = self.state[w].setdefault("m", torch.zeros_like(w))
+                m.mul_(0.95).add_(w.grad)
+                x = (w.grad + 0.95 * m).flatten(1)                                      # (c_in, c_out * 16)
+                x = x / x.norm().clamp(min=1e-9)
+                # Newton-Schulz towards the orthogonal factor of x, in three steps; each is a polynomial of x x^T from the
+                # left, so they are multiplied out among the small matrices and touch x once.
+                gram, product = x @ x.T, torch.eye(len(x), device=x.device)
+                for _ in range(3):
+                    p = 3.4445 * torch.eye(len(x), device=x.device) - 4.7750 * gram + 2.0315 * gram @ gram
+                    product, gram = product @ p, gram @ p @ p
+                x = product @ x
+                w.add_(x.view_as(w), alpha=-group["lr"] * (x.numel() / min(x.shape)) ** 0.5)
+
+
 class Trainer:
     """Eq. 6 on its way down: the model, its optimisers, the order of the clips, and how far it is.
 
@@ -288,9 +347,16 @@ class Trainer:
         torch.manual_seed(s.seed)
         N, L, size = clips.videos.shape[:3]
         model = Model(s, size, L, len(clips.static_names), len(clips.transient_names))
+        inner = []  # G's matrices between the first and the last layer
+        if s.recipe == "fast":
+            for dictionary, z in zip((model.z_s, model.z_t), codes_from_clips(clips, s.D_s, s.D_t)):
+                dictionary.start_from(z)
+            inner = [m.weight for m in model.G.layers[:-2] if isinstance(m, nn.ConvTranspose2d)]
         self.s, self.model = s, model.to(device, memory_format=torch.channels_last)
-        self.adam_G, self.adam_R = (torch.optim.Adam(net.parameters(), lr=lr, fused=device.type != "mps")
-                                    for net, lr in ((model.G, s.lr_G), (model.R, s.lr_R)))
+        adam = partial(torch.optim.Adam, fused=device.type != "mps")
+        self.optimisers_G = [adam([p for p in model.G.parameters() if all(p is not w for w in inner)], lr=s.lr_G)]
+        self.optimisers_G += [Muon(inner, lr=s.lr_G)] if inner else []
+        self.optimiser_R = adam(model.R.parameters(), lr=s.lr_R)
         self.batches = Batches(clips, s, device)
         self.each = torch.arange(s.batch, device=device)
         self.steps_done = 0
@@ -306,7 +372,7 @@ class Trainer:
         # ---- BEGIN: the training step ----
         if s.recipe == "paper":
             objective(z_s.detach(), z_t.detach(), which, triplet=False)            # stage 1: gamma (Eq. 3.1)
-            self.adam_G.step()
+            self.optimisers_G[0].step()
             m.zero_grad()
             m.G.requires_grad_(False)
             out = objective(z_s, z_t, which)                                        # stage 2: Z_V and theta (Eq. 3.2)
@@ -315,9 +381,11 @@ class Trainer:
         else:
             out = objective(z_s, z_t, which)                                        # one backward serves both stages
             rate = cosine(self.steps_done, s.steps)
-            self.adam_G.param_groups[0]["lr"], self.adam_R.param_groups[0]["lr"] = s.lr_G * rate, s.lr_R * rate
-            self.adam_G.step()
-        self.adam_R.step()
+            for optimiser in self.optimisers_G:
+                optimiser.param_groups[0]["lr"] = s.lr_G * rate
+                optimiser.step()
+            self.optimiser_R.param_groups[0]["lr"] = s.lr_R * rate
+        self.optimiser_R.step()
         m.zero_grad()
         m.z_s.update(static_rows, z_s.grad, s.lr_Z * rate)
         m.z_t.update(transient_rows, z_t.grad, s.lr_Z * rate)
@@ -326,14 +394,15 @@ class Trainer:
         return batch[3], *out
 
     def state(self):
-        return dict(model=self.model.state_dict(), adam_G=self.adam_G.state_dict(), adam_R=self.adam_R.state_dict(),
-                    batches=self.batches.state(), rng=torch.get_rng_state(), steps_done=self.steps_done)
+        return dict(model=self.model.state_dict(), optimiser_R=self.optimiser_R.state_dict(),
+                    optimisers_G=[optimiser.state_dict() for optimiser in self.optimisers_G], batches=self.batches.state(), rng=torch.get_rng_state(), steps_done=self.steps_done)
 
     def restore(self, state):
         """Take up a state. Raises RuntimeError, KeyError or ValueError where it is of another shape."""
         self.model.load_state_dict(state["model"])
-        self.adam_G.load_state_dict(state["adam_G"])
-        self.adam_R.load_state_dict(state["adam_R"])
+        self.optimiser_R.load_state_dict(state["optimiser_R"])
+        for optimiser, kept in zip(self.optimisers_G, state["optimisers_G"], strict=True):
+            optimiser.load_state_dict(kept)
         self.batches.restore(state["batches"])
         torch.set_rng_state(state["rng"].cpu())
         self.steps_done = state["steps_done"]
@@ -388,16 +457,81 @@ def fcs(videos):
     return torch.stack(scores).mean().item()
 
 
-def measure(model, clips, device):
+class VGG16(nn.Module):
+    """phi of the MCS: VGG16 up to relu3_3. uint8 [M, H, W, 3] -> [M, 256, H / 4, W / 4], with torchvision's normalisation.
+
+    `weights`: a dict with torchvision's keys features.K.weight and features.K.bias; those of later layers are left aside."""
+    LAYERS = (0, 2, "pool", 5, 7, "pool", 10, 12, 14)
+    ADDRESS = "https://download.pytorch.org/models/vgg16-397923af.pth"
+
+    def __init__(self, weights):
+        super().__init__()
+        self.features = nn.ModuleDict()
+        for layer in (layer for layer in self.LAYERS if layer != "pool"):
+            w, b = weights[f"features.{layer}.weight"], weights[f"features.{layer}.bias"]
+            self.features[str(layer)] = nn.Conv2d(w.shape[1], w.shape[0], 3, padding=1)
+            self.features[str(layer)].load_state_dict({"weight": w, "bias": b})
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+
+    @torch.no_grad()
+    def forward(self, frames):
+        x = (unit_frames(frames) - self.mean) / self.std
+        for layer in self.LAYERS:
+            x = F.max_pool2d(x, 2) if layer == "pool" else F.relu(self.features[str(layer)](x))
+        return x
+
+
+def load_vgg16(where, device):
+    """(VGG16, None), or (None, why there is none). where: --vgg16's path, `download`, or None for the cache alone.
+
+    Raises RunError where a file or a download that was asked for is of no use."""
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(VGG16.ADDRESS).name)
+    if not where and not cached.is_file():
+        return None, "no VGG16 weights: --vgg16 download fetches them (528 MB), --vgg16 PATH reads them"
+    try:
+        if where == "download" or not where:
+            weights = torch.hub.load_state_dict_from_url(VGG16.ADDRESS, map_location="cpu", check_hash=True, weights_only=True)
+        else:
+            weights = torch.load(where, map_location="cpu", weights_only=True)
+        return VGG16(weights).to(device), None
+    except Exception as error:  # no network, a wrong hash, no such file, damaged bytes, other layers
+        raise RunError(f"--vgg16 {where or cached}: no VGG16 weights there ({' '.join(str(error).split())[:120]})") from None
+
+
+def motion(phi, videos):
+    """f of the MCS: the mean over clips and t of phi(v_{t+1}) - phi(v_t). uint8 [K, L, H, W, 3] -> [256, H / 4, W / 4].
+
+    The sum over t telescopes: a clip's mean is (phi(v_L) - phi(v_1)) / (L - 1)."""
+    total = sum(phi(v[[-1]]) - phi(v[[0]]) for v in videos)
+    return total[0] / (len(videos) * (videos.shape[1] - 1))
+
+
+def mcs(phi, generated, real):
+    """Motion Consistency Score: log10 |f - f^|^2, lower is better; minus infinity for equal clips. uint8 clips as in motion."""
+    distance = (motion(phi, generated) - motion(phi, real)).square().sum().item()
+    return math.log10(distance) if distance else -math.inf
+
+
+def scores(generated, real, phi, why_not):
+    """The paper's two scores (Table 2) for any clips, uint8 [K, L, H, W, 3] and [K', L', H, W, 3] on one device -> dict.
+
+    JSON knows no infinity: an MCS of minus infinity is null, and mcs_note says it."""
+    value = mcs(phi, generated, real) if phi else None
+    if value == -math.inf:
+        value, why_not = None, "-inf: the generated clips move exactly like the real ones"
+    return dict(fcs=fcs(generated), fcs_bound=fcs(real), mcs=value, mcs_note=why_not)
+
+
+def measure(model, clips, device, vgg16):
     """Every number of metrics.json that can be read off the clips and their reconstructions, and those clips
-    uint8 [N, L, H, W, 3] on the CPU."""
+    uint8 [N, L, H, W, 3] on the CPU. vgg16: what load_vgg16 gave."""
     generated = model.videos(*(torch.from_numpy(ids).to(device) for ids in (clips.static_id, clips.transient_id)))
     real = torch.from_numpy(clips.videos).to(device)
     dB = psnr(generated, real)
     similarity = torch.stack([ssim(unit_frames(g), unit_frames(r)).mean() for g, r in zip(generated, real)])
-    return dict(psnr=dB.mean().item(), psnr_min=dB.min().item(), ssim=similarity.mean().item(), fcs=fcs(generated),
-                fcs_bound=fcs(real), mcs=None, mcs_note="not measured: no VGG16 features yet",
-                exchange_psnr=None), generated.cpu()
+    return dict(psnr=dB.mean().item(), psnr_min=dB.min().item(), ssim=similarity.mean().item(),
+                **scores(generated, real, *vgg16), exchange_psnr=None), generated.cpu()
 
 
 # ---- runs: what is set, kept and taken up again ----------------------------------------------------------------------
@@ -593,6 +727,7 @@ def train(args):
     out = Path(args.out or f"runs/{Path(args.dataset).stem}")
     data = dict(dataset=args.dataset, source=clips.source, standin=clips.standin, clips=N, L=L, size=size, fingerprint=fingerprint(clips),
                 static_names=clips.static_names, transient_names=clips.transient_names)
+    vgg16 = load_vgg16(args.vgg16, device)
     trainer, log = Trainer(s, clips, device), []
     if args.resume:
         log = resume(out, trainer, data)
@@ -630,7 +765,7 @@ def train(args):
     if stop.asked:
         print(f"nav: stopped at step {trainer.steps_done} of {s.steps}; the checkpoint is in {out}, --resume goes on", file=sys.stderr)
         return 128 + stop.asked
-    return report(out, trainer.model, s, data, clips, device, log)
+    return report(out, trainer.model, s, data, clips, device, log, vgg16)
 
 
 def diverged(step, s, out):
@@ -690,9 +825,9 @@ def resume(out, trainer, data):
     return kept["log"]
 
 
-def report(out, model, s, data, clips, device, log):
+def report(out, model, s, data, clips, device, log, vgg16):
     """Measure, show, and write metrics.json. Returns the exit status."""
-    numbers, generated = measure(model, clips, device)
+    numbers, generated = measure(model, clips, device, vgg16)
     steps, seconds, rate = int(log[-1][0]), log[-1][1], log[-1][-1]
     metrics = dict(dataset=data["dataset"], source=clips.source, standin=clips.standin, videos=data["clips"], frames=data["L"], **numbers,
                    steps=steps, seconds=round(seconds, 1), frames_per_second=round(rate, 1), device=str(device), precision=s.precision,
@@ -701,7 +836,7 @@ def report(out, model, s, data, clips, device, log):
     show_gif(picture(out, "samples.gif", clips.standin), generated[spread(len(generated), 16)])
     write_json(out / "metrics.json", metrics)
     print(f"PSNR {metrics['psnr']:.2f} dB mean, {metrics['psnr_min']:.2f} minimum; SSIM {metrics['ssim']:.3f}; FCS {metrics['fcs']:.3f} "
-          f"(bound {metrics['fcs_bound']:.3f}); MCS {metrics['mcs_note']}; {steps} steps in {seconds:.0f} s"
+          f"(bound {metrics['fcs_bound']:.3f}); MCS {metrics['mcs_note'] or format(metrics['mcs'], '.2f')}; {steps} steps in {seconds:.0f} s"
           + ("; DRAWN STAND-INS" if clips.standin else "") + f"; see {out}")
     return 0
 
@@ -729,7 +864,9 @@ def evaluate(args):
     lay_out(clips, kept["settings"].layout)
     if fingerprint(clips) != kept["data"]["fingerprint"]:
         raise RunError(f"{args.run}: {args.dataset} no longer holds the clips that this run was trained on; prepare them again, or train afresh")
-    return report(Path(args.out or args.run), model, kept["settings"], kept["data"], clips, device, kept["log"])
+    out = Path(args.out or args.run)
+    out.mkdir(parents=True, exist_ok=True)
+    return report(out, model, kept["settings"], kept["data"], clips, device, kept["log"], load_vgg16(args.vgg16, device))
 
 
 def sample(args):
@@ -782,6 +919,7 @@ def parse(argv):
     add("--seed", type=int, help="of everything drawn at random (default: 0)")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--checkpoint-every", type=float, default=20, metavar="SECONDS", help="between checkpoints")
+    add("--vgg16", metavar="PATH", help="weights for the MCS; `download` fetches torchvision's (528 MB); default: torch hub's cache")
     add("--count", type=int, default=16, help="sample: how many videos")
     return parser.parse_args(argv)
 

@@ -25,6 +25,7 @@ if not torch.cuda.is_available():  # before kernels are imported: Triton's inter
 import data_prep
 import kernels
 import nav
+from kernels.gru import gru
 
 ROOT = Path(__file__).resolve().parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -55,7 +56,7 @@ def toy(tmp_path):
 def run(*options, **more):
     """nav.py as a user runs it; one thread, so that a toy run does not wait for its own threads."""
     return subprocess.run([sys.executable, str(ROOT / "nav.py"), *map(str, options)], capture_output=True, text=True, timeout=240,
-                          env=dict(os.environ, OMP_NUM_THREADS="1"), **more)
+                          env=dict(os.environ, OMP_NUM_THREADS="1", TORCH_HOME=os.devnull), **more)
 
 
 def checkpoint(folder):
@@ -156,6 +157,17 @@ def test_the_gru_recurs():
     R(z)[0, 3].sum().backward()
     reach = z.grad[0].abs().sum(1)
     assert (reach[:4] > 0).all() and (reach[4:] == 0).all()
+
+
+@pytest.mark.parametrize("B, T, D", [(1, 1, 3), (3, 7, 5)])
+def test_our_gru_is_torchs(B, T, D):
+    torch.manual_seed(0)
+    layer, x = torch.nn.GRU(D, 11, batch_first=True).double(), torch.randn(B, T, D, dtype=torch.double, requires_grad=True)
+    upstream = torch.randn(B, T, 11, dtype=torch.double)
+    ours, theirs = gru(layer, x), layer(x)[0]
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    for a, b in zip(*(torch.autograd.grad(out, [x, *layer.parameters()], upstream) for out in (ours, theirs))):
+        assert torch.allclose(a, b, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
@@ -329,6 +341,53 @@ def test_psnr_and_fcs_by_hand():
     assert nav.fcs(torch.from_numpy(a)) == pytest.approx(expected, abs=1e-5)
 
 
+def random_vgg(channels=(4, 4, 5, 5, 6, 6, 6)):
+    """A tiny VGG of the same shape with random weights."""
+    rng, weights, c_in = np.random.default_rng(0), {}, 3
+    for layer, c in zip((0, 2, 5, 7, 10, 12, 14), channels):
+        weights[f"features.{layer}.weight"] = torch.from_numpy(rng.normal(0, 0.3, (c, c_in, 3, 3))).float()
+        weights[f"features.{layer}.bias"] = torch.from_numpy(rng.normal(0, 0.3, c)).float()
+        c_in = c
+    return weights
+
+
+def mcs_by_loops(weights, generated, real):
+    """log10 |f - f^|^2 in numpy, frame by frame, float64."""
+    def relu3_3(frame):
+        x = ((frame / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(2, 0, 1)
+        for block in ((0, 2), (5, 7), (10, 12, 14)):
+            for layer in block:
+                w, b = (weights[f"features.{layer}.{kind}"].double().numpy() for kind in ("weight", "bias"))
+                padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+                x = sum(np.tensordot(w[:, :, i, j], padded[:, i:i + x.shape[1], j:j + x.shape[2]], 1) for i in range(3) for j in range(3))
+                x = np.maximum(x + b[:, None, None], 0)
+            if block[0] != 10:
+                x = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2).max((2, 4))
+        return x
+
+    def f(videos):
+        return np.mean([np.mean([relu3_3(v[t + 1]) - relu3_3(v[t]) for t in range(len(v) - 1)], 0) for v in videos], 0)
+
+    return math.log10(((f(generated) - f(real)) ** 2).sum())
+
+
+def test_mcs_by_loops():
+    rng, weights = np.random.default_rng(1), random_vgg()
+    a, b = rng.integers(0, 256, (2, 3, 4, 16, 16, 3), dtype=np.uint8)
+    phi = nav.VGG16(weights)
+    assert nav.mcs(phi, torch.from_numpy(a), torch.from_numpy(b[:2])) == pytest.approx(mcs_by_loops(weights, a, b[:2]), abs=1e-4)
+    same_clips = nav.scores(torch.from_numpy(a), torch.from_numpy(a), phi, None)
+    assert same_clips["mcs"] is None and "-inf" in same_clips["mcs_note"] and same_clips["fcs"] == same_clips["fcs_bound"]
+
+
+@pytest.mark.skipif(not (SHARED / "vgg16_relu3_3.pth").exists(), reason="needs the VGG16 weights")
+def test_mcs_with_the_real_weights():
+    weights = torch.load(SHARED / "vgg16_relu3_3.pth", weights_only=True)
+    a, b = (toy_clips(2, 3, 32, seed=seed).videos for seed in (0, 1))
+    phi, why = nav.load_vgg16(str(SHARED / "vgg16_relu3_3.pth"), torch.device("cpu"))
+    assert why is None and nav.mcs(phi, torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(mcs_by_loops(weights, a, b), abs=1e-3)
+
+
 # ---- nav: runs, as a user makes them ---------------------------------------------------------------------------------
 
 
@@ -341,13 +400,15 @@ def test_train_evaluate_sample(toy, tmp_path):
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics) >= set("dataset source standin videos frames psnr psnr_min ssim fcs fcs_bound mcs mcs_note exchange_psnr steps seconds "
                                "frames_per_second device precision kernels torch seed commit".split())
-    assert metrics["standin"] is False and metrics["steps"] == 120 and metrics["mcs"] is None and metrics["mcs_note"]
+    assert metrics["standin"] is False and metrics["steps"] == 120 and metrics["mcs"] is None and "--vgg16" in metrics["mcs_note"]
     rows = list(csv.DictReader((out / "log.csv").open()))
     assert int(rows[-1]["step"]) == 120 and float(rows[-1]["loss"]) < float(rows[0]["loss"])
 
     os.remove(out / "metrics.json")
-    assert run("evaluate", "--run", out, "--device", "cpu").returncode == 0
+    torch.save(random_vgg(), tmp_path / "vgg.pth")
+    assert run("evaluate", "--run", out, "--device", "cpu", "--vgg16", tmp_path / "vgg.pth").returncode == 0
     again = json.loads((out / "metrics.json").read_text())
+    assert isinstance(again["mcs"], float)
     assert all(again[key] == metrics[key] for key in ("psnr", "psnr_min", "ssim", "fcs", "fcs_bound", "steps"))
 
     assert run("sample", "--run", out, "--count", 3, "--device", "cpu").returncode == 0
@@ -505,6 +566,7 @@ def test_bad_files_and_options_are_refused_in_one_line(capsys, tmp_path, toy):
         ([*toy, "--levels", "5"], "--levels"), ([*toy, "--rank", "9"], "--rank"), ([*toy, "--clips", "6"], "--clips"),
         ([*toy, "--clips", "0"], "--clips"), ([*toy, "--layout", "grid"], "grid"), ([*toy, "--out", tmp_path / "file"], "file"),
         ([*toy, "--out", tmp_path / "file/run"], "file"), ([*toy, "--out", "/proc/nav"], "/proc"), ([*toy, "--resume"], "checkpoint"),
+        ([*toy, "--vgg16", tmp_path / "text.npz"], "vgg16"), ([*toy, "--vgg16", tmp_path / "none"], "vgg16"),
         (["evaluate"], "--run"), (["evaluate", "--run", tmp_path / "none"], "checkpoint"), (["sample", "--run", tmp_path], "checkpoint"),
     ]:
         out = [] if "--out" in options else ["--out", tmp_path / "run"]
