@@ -20,10 +20,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -51,10 +52,14 @@ class Settings:
     recipe: str = "fast"        # fast: several clips a step, one backward, cosine decay. paper: Sec. 3.1's two stages
     layout: str = "file"        # which clips share codes: file, static, grid, both, transient
     steps: int = 1500
-    batch: int = 4              # clips a step
-    frames: int = 4             # frames of each of them that G draws in a step, at random; 0 is all L
+    batch: int = 8              # clips a step
+    per_clip: int = 2           # frames of each of them that G draws in a step, at random; 0 is all L
     width: int = 32             # channels of G before its last layer
     conditional: bool = False   # G also takes the transient row as a label (Weizmann)
+    recurrent: bool = True      # False: no R, each frame has a free code of its own (GLO on frames), for the ablation
+    hold_out: int = 0           # cells of a grid kept from training
+    hold_out_clips: int = 0     # clips kept from training
+    every: int = 1              # 2: train on every other frame
     window: str = "first"       # first: frames 1..L of a clip; random: L consecutive frames, fresh in every step
     rank: int = 0               # Eq. 7's rho; 0 leaves the transient codes their full rank
     precision: str = "fp32"
@@ -213,7 +218,7 @@ class Model(nn.Module):
         momentum = s.recipe == "paper"
         self.z_s = Dictionary(static_rows, s.D_s, momentum=momentum)
         self.z_t = Dictionary(transient_rows, L, s.D_t, momentum=momentum, rank=s.rank)
-        self.R = Recurrent(s.D_t)
+        self.R = Recurrent(s.D_t) if s.recurrent else nn.Identity()
         self.G = Generator(s.D_s + s.D_t, size, s.width, transient_rows if s.conditional else 0)
         self.bf16 = s.precision == "bf16"
 
@@ -259,7 +264,7 @@ class Batches:
         self.static_id = torch.from_numpy(clips.static_id).to(device)
         self.transient_id = torch.from_numpy(clips.transient_id).to(device)
         self.N, self.L = clips.videos.shape[:2]
-        self.B, self.F, self.random_window = s.batch, s.frames or self.L, s.window == "random"
+        self.B, self.F, self.random_window = s.batch, s.per_clip or self.L, s.window == "random"
         self.weight = torch.full((self.B, self.F), 1 / self.F, device=device)           # l_rec: the mean over frames
         self.weight[:, 0] += s.lambda_s                                                 # l_static: one of them, k
         self.weight = self.weight.flatten()
@@ -356,7 +361,7 @@ class Trainer:
         adam = partial(torch.optim.Adam, fused=device.type != "mps")
         self.optimisers_G = [adam([p for p in model.G.parameters() if all(p is not w for w in inner)], lr=s.lr_G)]
         self.optimisers_G += [Muon(inner, lr=s.lr_G)] if inner else []
-        self.optimiser_R = adam(model.R.parameters(), lr=s.lr_R)
+        self.optimiser_R = adam(list(model.R.parameters()) or [torch.zeros(1)], lr=s.lr_R)  # -R has nothing to train
         self.batches = Batches(clips, s, device)
         self.each = torch.arange(s.batch, device=device)
         self.steps_done = 0
@@ -579,19 +584,52 @@ def find_clips(args):
     if args.clips is not None:
         if not 1 <= args.clips <= len(clips.videos):
             raise RunError(f"--clips {args.clips}: {name} holds {len(clips.videos)}; 1 to {len(clips.videos)}")
-        n = args.clips
-        clips = data_prep.Clips(clips.videos[:n], clips.static_id[:n], clips.transient_id[:n], clips.static_names,
-                                clips.transient_names, clips.names[:n], clips.source, clips.full[:clips.length[:n].sum()],
-                                clips.length[:n])
+        clips = subset(clips, range(args.clips))
     is_grid = 1 < len(clips.transient_names) < len(clips.names) and 1 < len(clips.static_names) < len(clips.names)
     return clips, name if name in TABLE_6 else "weizmann" if is_grid else "chair"
+
+
+def subset(clips, keep, every=1):
+    """The clips of indices `keep`, every `every`-th frame of them -> Clips with the same dictionaries."""
+    keep, ends = list(keep), clips.length.cumsum()
+    pieces = [clips.full[ends[j] - clips.length[j]:ends[j]][::every] for j in keep]
+    return replace(clips, videos=clips.videos[keep, ::every], static_id=clips.static_id[keep], transient_id=clips.transient_id[keep],
+                   names=[clips.names[j] for j in keep], full=np.concatenate(pieces), length=np.array([len(piece) for piece in pieces]))
+
+
+def keep_from_training(clips, s):
+    """--hold-out, --hold-out-clips and --every: (the Clips to train on, the Clips kept from it or None). Raises RunError.
+
+    Table 3: cells of the grid are drawn with the seed, and every person and every action stays in at least one clip."""
+    N, held = len(clips.names), []
+    if s.hold_out:
+        seen_s, seen_t = np.bincount(clips.static_id), np.bincount(clips.transient_id)
+        for j in np.random.default_rng(s.seed).permutation(N):
+            if len(held) < s.hold_out and seen_s[clips.static_id[j]] > 1 and seen_t[clips.transient_id[j]] > 1:
+                held.append(j)
+                seen_s[clips.static_id[j]] -= 1
+                seen_t[clips.transient_id[j]] -= 1
+        if len(held) < s.hold_out:
+            raise RunError(f"--hold-out {s.hold_out}: of this grid's {N} cells at most {len(held)} can be kept from training with every row "
+                           "and column still seen")
+    elif s.hold_out_clips:
+        if not 0 < s.hold_out_clips < N:
+            raise RunError(f"--hold-out-clips {s.hold_out_clips}: 1 to {N - 1} of {N} clips")
+        held = list(range(N - s.hold_out_clips, N))
+    seen = subset(clips, [j for j in range(N) if j not in set(held)], s.every)
+    if s.hold_out_clips:  # what is not seen has no codes
+        for kind in ("static", "transient"):
+            rows, ids = np.unique(getattr(seen, f"{kind}_id"), return_inverse=True)
+            names = getattr(seen, f"{kind}_names")
+            seen = replace(seen, **{f"{kind}_id": ids, f"{kind}_names": [names[row] for row in rows]})
+    return seen, subset(clips, held) if held else None
 
 
 def lay_out(clips, layout):
     """Fig. 2 and Sec. 4.1: which clips share a static and which a transient row. Changes clips in place."""
     N, names = len(clips.names), clips.names
     if layout in ("static", "both", "transient"):
-        each, shared = torch.arange(N).numpy(), torch.zeros(N, dtype=torch.long).numpy()
+        each, shared = np.arange(N), np.zeros(N, np.int64)
         clips.static_id, clips.static_names = (shared, ["all"]) if layout == "transient" else (each, names)
         clips.transient_id, clips.transient_names = (shared, ["all"]) if layout == "static" else (each, names)
     elif layout == "grid" and min(len(clips.static_names), len(clips.transient_names)) < 2:
@@ -605,13 +643,13 @@ def choose_settings(args, row, clips, device):
     N = len(clips.names)
     values = dict(codes, conditional=row == "weizmann")
     if args.recipe == "paper":
-        values.update(paper_rates, batch=1, frames=0, steps=updates * N)
+        values.update(paper_rates, batch=1, per_clip=0, steps=updates * N)
     elif device.type == "cuda":
-        values.update(width=64, batch=32)
+        values.update(width=64, batch=128)
     values.update({f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None})
     values["precision"], why = choose_precision(args.precision, device)
     s = Settings(**values)
-    s.batch, s.frames = min(s.batch, N), s.frames if "frames" in values else min(s.frames, clips.videos.shape[1])
+    s.batch = min(s.batch, N)
     check_settings(s, clips)
     return s, why
 
@@ -619,11 +657,12 @@ def choose_settings(args, row, clips, device):
 def check_settings(s, clips):
     """Everything that would fail later, before any work. Raises RunError."""
     _, L, H, W, _ = clips.videos.shape
-    for name in ("levels", "steps", "batch", "width"):
+    L = -(-L // max(1, s.every))
+    for name in ("levels", "steps", "batch", "width", "every"):
         if getattr(s, name) < 1:
             raise RunError(f"--{name} {getattr(s, name)}: at least 1 is needed")
-    if not 0 <= s.frames <= L:
-        raise RunError(f"--frames {s.frames}: 1 to {L}, or 0 for all {L} frames of a clip")
+    if not 0 <= s.per_clip <= L:
+        raise RunError(f"--per-clip {s.per_clip}: 1 to {L}, or 0 for all {L} frames of a clip")
     if L < s.alpha + 2:
         raise RunError(f"clips of {L} frames hold no triplet of radius {s.alpha}: at least {s.alpha + 2} frames are needed; "
                        "prepare longer clips (data_prep.py --frames)")
@@ -714,19 +753,126 @@ def show_gif(path, videos):
     data_prep.write_gif(tiles.permute(2, 0, 3, 1, 4, 5).reshape(L, rows * H, across * W, 3).numpy(), path)
 
 
+# ---- experiments (Sec. 4.3, 4.4) -------------------------------------------------------------------------------------
+
+
+def ids_on(device, *ids):
+    return [torch.as_tensor(np.asarray(each)).to(device) for each in ids]
+
+
+def measure_exchange(model, seen, unseen, device):
+    """Table 3 and Fig. 6 as a number: dB on the pairs kept from training, and two baselines that need no model.
+
+    nearest: of the same person's seen clips, the one closest to the truth (chosen with the truth in hand, so as good as a
+    copy can be). additive: the person's mean clip + the action's mean clip - the mean clip, pixel by pixel."""
+    real = torch.from_numpy(unseen.videos)
+    generated = model.videos(*ids_on(device, unseen.static_id, unseen.transient_id)).cpu()
+    videos = torch.from_numpy(seen.videos).float()
+    nearest, additive = [], []
+    for truth, i, k in zip(real, unseen.static_id, unseen.transient_id):
+        same_person = videos[torch.from_numpy(seen.static_id == i)]
+        nearest.append(psnr(same_person, truth.expand(len(same_person), *truth.shape)).max())
+        guess = same_person.mean(0) + videos[torch.from_numpy(seen.transient_id == k)].mean(0) - videos.mean(0)
+        additive.append(psnr(guess.clamp(0, 255)[None], truth[None])[0])
+    return dict(exchange_psnr=psnr(generated, real).mean().item(), exchange_nearest_psnr=torch.stack(nearest).mean().item(),
+                exchange_additive_psnr=torch.stack(additive).mean().item())
+
+
+def find_codes(model, s, videos, steps=300, lr=0.02):
+    """Codes of clips that were never trained on, G and R frozen: uint8 [K, L, H, W, 3] -> z_s [K, D_s], z_t [K, L, D_t], label [K].
+
+    From the closest of up to 512 pairs of dictionary rows, Adam on l_rec with the projection after every update."""
+    device = model.z_s.z.device
+    K, L = videos.shape[:2]
+    pairs = torch.cartesian_prod(torch.arange(len(model.z_s.z)), torch.arange(len(model.z_t.z)))
+    pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[:512]].to(device)
+    far = torch.full((K,), math.inf, device=device)
+    best = torch.zeros(K, dtype=torch.long, device=device)
+    targets = videos.to(device)
+    for at in range(0, len(pairs), 16):
+        drawn = model.videos(pairs[at:at + 16, 0], pairs[at:at + 16, 1]).float().flatten(1)
+        near, which = torch.cdist(targets.float().flatten(1), drawn).min(1)
+        best, far = torch.where(near < far, at + which, best), torch.minimum(near, far)
+    label = pairs[best, 1]
+    z = [model.z_s.z[pairs[best, 0]].clone().requires_grad_(), model.z_t.z[label].clone().requires_grad_()]
+    v, weight = targets.flatten(0, 1).permute(0, 3, 1, 2), torch.full((K * L,), 1 / L, device=device)
+    adam = torch.optim.Adam(z, lr=lr)
+    model.eval().requires_grad_(False)
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = lr * cosine(step, steps)
+        v_hat = model.draw(z[0], model.R(z[1]), label)
+        _, dl_dv = laplacian_l1_with_grad(v_hat, v, weight, s.levels)
+        adam.zero_grad()
+        v_hat.backward(dl_dv)
+        adam.step()
+        with torch.no_grad():
+            z[0].copy_(model.z_s.project(z[0]))
+            z[1].copy_(model.z_t.project(z[1]))
+    model.train().requires_grad_(True)
+    return z[0].detach(), z[1].detach(), label
+
+
+@torch.no_grad()
+def draw_codes(model, z_s, z_t, label):
+    """Clips of codes that need not be in the dictionaries -> uint8 [K, L, H, W, 3] on the CPU."""
+    model.eval()
+    frames = model.draw(z_s, model.R(z_t), label)
+    model.train()
+    return to_bytes(frames).unflatten(0, z_t.shape[:2]).cpu()
+
+
+def measure_encoding(model, s, seen, unseen, device):
+    """dB of clips kept from training from codes found for them, and of the closest training clip, as a copy would have."""
+    real = torch.from_numpy(unseen.videos[:, ::s.every])
+    generated = torch.cat([draw_codes(model, *find_codes(model, s, part)) for part in real.split(8)])
+    copies = torch.stack([psnr(torch.from_numpy(seen.videos), v.expand(len(seen.videos), *v.shape)).max() for v in real])
+    return dict(encode_psnr=psnr(generated, real).mean().item(), encode_nearest_psnr=copies.mean().item())
+
+
+@torch.no_grad()
+def between(model, z_s, z_t, label, a, b, K):
+    """Fig. 7: K frames between frames a and b of one clip, on the straight line between what R makes of their codes.
+
+    z_s [1, D_s], z_t [1, L, D_t], label [1] -> uint8 [K + 2, H, W, 3] with both ends."""
+    model.eval()
+    r = model.R(z_t)
+    share = torch.linspace(0, 1, K + 2, device=r.device)[:, None]
+    frames = model.draw(z_s, (r[0, a] + share * (r[0, b] - r[0, a]))[None], label)
+    model.train()
+    return to_bytes(frames)
+
+
+def measure_interpolation(model, s, whole, device):
+    """What Fig. 7 leaves open: trained on every `every`-th frame, dB of the frames between, and of their neighbours' pixel mean."""
+    seen, _ = keep_from_training(whole, s)
+    full, ours, means = subset(whole, [whole.names.index(name) for name in seen.names]).videos, [], []
+    for v, i, k in zip(full, *ids_on(device, seen.static_id, seen.transient_id)):
+        made, mean, real = [], [], []
+        for t in range(len(v[::s.every]) - 1):
+            made.append(between(model, model.z_s.z[i][None], model.z_t.z[k][None], k[None], t, t + 1, s.every - 1)[1:-1].cpu())
+            ends = torch.from_numpy(v[[t * s.every, (t + 1) * s.every]]).float()
+            mean += [torch.lerp(ends[0], ends[1], n / s.every) for n in range(1, s.every)]
+            real.append(torch.from_numpy(v[t * s.every + 1:(t + 1) * s.every]))
+        ours.append(psnr(torch.cat(made)[None], torch.cat(real)[None]))
+        means.append(psnr(torch.stack(mean)[None], torch.cat(real)[None]))
+    return dict(interpolation_psnr=torch.cat(ours).mean().item(), interpolation_average_psnr=torch.cat(means).mean().item())
+
+
 # ---- commands --------------------------------------------------------------------------------------------------------
 
 
 def train(args):
     """Trains, with a progress line, a log and checkpoints; then measures and shows."""
     device = choose_device(args.device)
-    clips, row = find_clips(args)
-    lay_out(clips, args.layout)
-    s, why = choose_settings(args, row, clips, device)
+    whole, row = find_clips(args)
+    lay_out(whole, args.layout)
+    s, why = choose_settings(args, row, whole, device)
+    clips, unseen = keep_from_training(whole, s)
     N, L, size = clips.videos.shape[:3]
     out = Path(args.out or f"runs/{Path(args.dataset).stem}")
-    data = dict(dataset=args.dataset, source=clips.source, standin=clips.standin, clips=N, L=L, size=size, fingerprint=fingerprint(clips),
-                static_names=clips.static_names, transient_names=clips.transient_names)
+    data = dict(dataset=args.dataset, source=clips.source, standin=clips.standin, clips=N, all_clips=len(whole.names), L=L, size=size, fingerprint=fingerprint(whole),
+                static_names=clips.static_names, transient_names=clips.transient_names, names=clips.names,
+                pairs=np.stack([clips.static_id, clips.transient_id], 1).tolist())
     vgg16 = load_vgg16(args.vgg16, device)
     trainer, log = Trainer(s, clips, device), []
     if args.resume:
@@ -765,7 +911,7 @@ def train(args):
     if stop.asked:
         print(f"nav: stopped at step {trainer.steps_done} of {s.steps}; the checkpoint is in {out}, --resume goes on", file=sys.stderr)
         return 128 + stop.asked
-    return report(out, trainer.model, s, data, clips, device, log, vgg16)
+    return report(out, trainer.model, s, data, whole, device, log, vgg16)
 
 
 def diverged(step, s, out):
@@ -825,9 +971,16 @@ def resume(out, trainer, data):
     return kept["log"]
 
 
-def report(out, model, s, data, clips, device, log, vgg16):
-    """Measure, show, and write metrics.json. Returns the exit status."""
+def report(out, model, s, data, whole, device, log, vgg16):
+    """Measure, show, and write metrics.json. whole: the Clips before any were kept from training. Returns the exit status."""
+    clips, unseen = keep_from_training(whole, s)
     numbers, generated = measure(model, clips, device, vgg16)
+    if s.hold_out:
+        numbers.update(measure_exchange(model, clips, unseen, device))
+    if s.hold_out_clips:
+        numbers.update(measure_encoding(model, s, clips, unseen, device))
+    if s.every > 1:
+        numbers.update(measure_interpolation(model, s, whole, device))
     steps, seconds, rate = int(log[-1][0]), log[-1][1], log[-1][-1]
     metrics = dict(dataset=data["dataset"], source=clips.source, standin=clips.standin, videos=data["clips"], frames=data["L"], **numbers,
                    steps=steps, seconds=round(seconds, 1), frames_per_second=round(rate, 1), device=str(device), precision=s.precision,
@@ -835,6 +988,9 @@ def report(out, model, s, data, clips, device, log, vgg16):
     show_reconstructions(picture(out, "reconstructions.png", clips.standin), torch.from_numpy(clips.videos), generated, clips.names)
     show_gif(picture(out, "samples.gif", clips.standin), generated[spread(len(generated), 16)])
     write_json(out / "metrics.json", metrics)
+    for name in sorted(numbers.keys() - {"psnr", "psnr_min", "ssim", "fcs", "fcs_bound", "mcs", "mcs_note"}):
+        if numbers[name] is not None:
+            print(f"{name.replace('_', ' ')}: {numbers[name]:.2f}")
     print(f"PSNR {metrics['psnr']:.2f} dB mean, {metrics['psnr_min']:.2f} minimum; SSIM {metrics['ssim']:.3f}; FCS {metrics['fcs']:.3f} "
           f"(bound {metrics['fcs_bound']:.3f}); MCS {metrics['mcs_note'] or format(metrics['mcs'], '.2f')}; {steps} steps in {seconds:.0f} s"
           + ("; DRAWN STAND-INS" if clips.standin else "") + f"; see {out}")
@@ -856,33 +1012,241 @@ def load_run(args):
     return kept, model.to(device, memory_format=torch.channels_last), device
 
 
-def evaluate(args):
-    """Measures a run again: its reconstructions against the clips it was trained on."""
-    kept, model, device = load_run(args)
-    args.dataset, args.clips = kept["data"]["dataset"], kept["data"]["clips"]
+def clips_of_run(args, kept):
+    """The Clips that a run was given, those kept from training included. Raises RunError where they are no longer there."""
+    args.dataset, args.clips = kept["data"]["dataset"], kept["data"]["all_clips"]
     clips, _ = find_clips(args)
     lay_out(clips, kept["settings"].layout)
     if fingerprint(clips) != kept["data"]["fingerprint"]:
         raise RunError(f"{args.run}: {args.dataset} no longer holds the clips that this run was trained on; prepare them again, or train afresh")
-    out = Path(args.out or args.run)
+    return clips
+
+
+def read_generated(path, size=None):
+    """Clips that other software made -> list of uint8 [T, H, W, 3]: an npz of arrays, or a folder of GIFs, strips or frame folders."""
+    path = Path(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            found = [clip for name in arrays.files for clip in (arrays[name] if arrays[name].ndim == 5 else arrays[name][None])]
+        if any(clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3 for clip in found):
+            raise RunError(f"--generated {path}: every array must be uint8 [T, H, W, 3] or [K, T, H, W, 3]")
+    elif path.is_dir():
+        found = [data_prep.read_clip(entry, size=size) for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+    else:
+        raise RunError(f"--generated {path}: neither a folder of clips nor an .npz")
+    if not found:
+        raise RunError(f"--generated {path}: holds no clip")
+    return found
+
+
+def evaluate(args):
+    """Measures a run again; or, with --generated and --real, scores clips that other software made (a row of Table 2)."""
+    if args.generated or args.real:
+        if not (args.generated and args.real):
+            raise RunError("evaluate needs both --generated DIR and --real NPZ, or --run DIR")
+        device = choose_device(args.device)
+        vgg16, real = load_vgg16(args.vgg16, device), data_prep.load(args.real)
+        found = read_generated(args.generated, real.videos.shape[2])
+        L = min([len(clip) for clip in found] + [real.videos.shape[1]])
+        if L < 2 or {clip.shape[1:] for clip in found} != {real.videos.shape[2:]}:
+            raise RunError(f"--generated {args.generated}: clips of at least 2 frames of {real.videos.shape[2:]} are needed, as in {args.real}")
+        generated = torch.from_numpy(np.stack([clip[:L] for clip in found])).to(device)
+        metrics = dict(dataset=args.real, source=real.source, standin=real.standin, generated=args.generated, videos=len(found), frames=L,
+                       **scores(generated, torch.from_numpy(real.videos[:, :L]).to(device), *vgg16), torch=torch.__version__, commit=commit())
+        out = Path(args.out or "runs/evaluate")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "metrics.json", metrics)
+        print(f"{len(found)} clips of {L} frames: MCS {metrics['mcs_note'] or format(metrics['mcs'], '.2f')}, FCS {metrics['fcs']:.3f} "
+              f"(bound {metrics['fcs_bound']:.3f}); see {out / 'metrics.json'}")
+        return 0
+    kept, model, device = load_run(args)
+    clips = clips_of_run(args, kept)
+    vgg16, out = load_vgg16(args.vgg16, device), Path(args.out or args.run)
     out.mkdir(parents=True, exist_ok=True)
-    return report(out, model, kept["settings"], kept["data"], clips, device, kept["log"], load_vgg16(args.vgg16, device))
+    return report(out, model, kept["settings"], kept["data"], clips, device, kept["log"], vgg16)
 
 
 def sample(args):
-    """Videos for random pairs of learned codes (Sec. 1): a static row with a transient row."""
+    """New videos: random pairs of learned codes (Sec. 1), or static codes drawn from a Gaussian fitted to the dictionary's."""
     kept, model, device = load_run(args)
     if args.count < 1:
         raise RunError(f"--count {args.count}: at least 1 is needed")
     data, rng = kept["data"], torch.Generator().manual_seed(args.seed or 0)
     s, t = (torch.randint(len(data[names]), (args.count,), generator=rng) for names in ("static_names", "transient_names"))
-    videos = model.videos(s.to(device), t.to(device)).cpu()
     out, columns = Path(args.out or args.run), spread(data["L"], 8)
+    if args.prior == "dictionary":
+        videos = model.videos(s.to(device), t.to(device)).cpu()
+        rows, labels = list(videos[:, columns].numpy()), [f"{data['static_names'][i]} {data['transient_names'][j]}"[:20] for i, j in zip(s, t)]
+    else:
+        z = model.z_s.z.double().cpu()
+        if len(z) < 2:
+            raise RunError(f"--prior gaussian: {args.run} has one static code, a Gaussian needs two or more")
+        values, axes = torch.linalg.eigh(torch.cov(z.T))                                # full covariance, of any rank
+        z = z.mean(0) + torch.randn(args.count, len(values), generator=rng, dtype=z.dtype) * values.clamp(min=0).sqrt() @ axes.T
+        videos = draw_codes(model, unit_ball(z).float().to(device), model.z_t.z[t.to(device)], t.to(device))
+        real = torch.from_numpy(keep_from_training(clips_of_run(args, kept), kept["settings"])[0].videos)
+        nearest = torch.cdist(videos.float().flatten(1), real.float().flatten(1)).argmin(1)
+        rows = [row for v, j in zip(videos, nearest) for row in (v[columns].numpy(), real[j][columns].numpy())]
+        labels = ["new", "nearest real"] * args.count
     out.mkdir(parents=True, exist_ok=True)
-    labels = [f"{data['static_names'][i]} {data['transient_names'][j]}"[:20] for i, j in zip(s, t)]
-    data_prep.sheet(videos[:, columns].numpy(), picture(out, "samples.png", data["standin"]), row_labels=labels)
+    data_prep.sheet(rows, picture(out, "samples.png", data["standin"]), row_labels=labels)
     show_gif(picture(out, "samples.gif", data["standin"]), videos)
     print(f"{args.count} videos: {picture(out, 'samples.png', data['standin'])} and .gif")
+    return 0
+
+
+def exchange(args):
+    """Fig. 6: every static code with every transient code, three frames of each; pairs unseen in training are framed."""
+    kept, model, device = load_run(args)
+    data, (rows, columns) = kept["data"], (model.z_s.z.shape[0], model.z_t.z.shape[0])
+    if min(rows, columns) < 2:
+        raise RunError(f"exchange needs a grid; {args.run} has {rows} static and {columns} transient codes")
+    if rows * columns > 1024:
+        raise RunError(f"exchange: a sheet of {rows} x {columns} clips is too large to look at; train on fewer with --clips")
+    seen = {tuple(pair) for pair in data["pairs"]}
+    grid = [[(i, k) for k in range(columns)] for i in range(rows)]
+    moments = [(data["L"] - 1) * q // 4 for q in (1, 2, 3)]
+    cells = [[np.concatenate(list(video[moments].numpy()), 1) for video in model.videos(*ids_on(device, *zip(*row))).cpu()] for row in grid]
+    frames = [[None if pair in seen else (220, 30, 30) for pair in row] for row in grid]
+    out = Path(args.out or args.run)
+    out.mkdir(parents=True, exist_ok=True)
+    path = picture(out, "exchange.png", data["standin"])
+    data_prep.sheet(cells, path, gap=4, frames=frames, row_labels=data["static_names"], column_labels=data["transient_names"])
+    print(f"{rows} x {columns} pairs, {sum(frame is not None for row in frames for frame in row)} of them unseen and framed: {path}")
+    return 0
+
+
+def interpolate(args):
+    """Fig. 7: frames between two frames of a clip; or, with --fps-factor, between all of its frames."""
+    kept, model, device = load_run(args)
+    data, L = kept["data"], kept["data"]["L"]
+    if not 0 <= args.clip < data["clips"]:
+        raise RunError(f"--clip {args.clip}: 0 to {data['clips'] - 1}")
+    a, b = args.frames
+    if not (1 <= a < b <= L):
+        raise RunError(f"--frames {a} {b}: two frames in order, 1 to {L}")
+    if args.between < 1 or (args.fps_factor is not None and args.fps_factor < 2):
+        raise RunError("--between needs at least 1 and --fps-factor at least 2")
+    i, k = ids_on(device, *data["pairs"][args.clip])
+    line = partial(between, model, model.z_s.z[i][None], model.z_t.z[k][None], k[None])
+    if args.fps_factor:
+        video = torch.cat([line(t, t + 1, args.fps_factor - 1)[:-1] for t in range(L - 1)] + [line(0, L - 1, 0)[-1:]]).cpu()
+        marks = [t % args.fps_factor != 0 for t in range(len(video))]
+    else:
+        video = line(a - 1, b - 1, args.between).cpu()
+        marks = [0 < t < len(video) - 1 for t in range(len(video))]
+    out = Path(args.out or args.run)
+    out.mkdir(parents=True, exist_ok=True)
+    path, across = picture(out, "interpolation.png", data["standin"]), min(len(video), 16)
+    rows = [[*video[t:t + across].numpy()] + [None] * (across - len(video[t:t + across])) for t in range(0, len(video), across)]
+    frames = [[(220, 30, 30) if mark else None for mark in marks[t:t + across]] + [None] * (across - len(marks[t:t + across]))
+              for t in range(0, len(video), across)]
+    data_prep.sheet(rows, path, gap=4, frames=frames)
+    data_prep.write_gif(video.numpy(), path.with_suffix(".gif"), fps=8 * (args.fps_factor or 1))
+    print(f"{data['names'][args.clip]}: {sum(marks)} frames between, framed: {path} and .gif")
+    return 0
+
+
+def encode(args):
+    """Codes for a clip that was never trained on, G and R frozen."""
+    kept, model, device = load_run(args)
+    data, s = kept["data"], kept["settings"]
+    if not args.input:
+        raise RunError("encode needs --input, a GIF, an animated PNG or WebP, a strip or a folder of frames")
+    clip = data_prep.read_clip(args.input)
+    if clip.shape[1:3] != (data["size"], data["size"]) or len(clip) < data["L"]:
+        raise RunError(f"--input {args.input}: {len(clip)} frames of {clip.shape[1]} x {clip.shape[2]}; this run needs {data['L']} or more of "
+                       f"{data['size']} x {data['size']}: data_prep.py folder cuts and resizes")
+    real = torch.from_numpy(clip[None, :data["L"]].copy())
+    z_s, z_t, label = find_codes(model, s, real)
+    made = draw_codes(model, z_s, z_t, label)
+    out = Path(args.out or args.run)
+    out.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(dict(z_s=z_s[0].cpu(), z_t=z_t[0].cpu(), label=label[0].item()), buffer)
+    data_prep.write_beside(out / "encoded.pt", lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+    path, columns = picture(out, "encoded.png", data["standin"]), spread(data["L"], 8)
+    data_prep.sheet([real[0][columns].numpy(), made[0][columns].numpy()], path, row_labels=["input", "encoded"])
+    data_prep.write_gif(torch.cat([real[0], made[0]], 2).numpy(), path.with_suffix(".gif"))
+    numbers = z_s.numel() + z_t.numel()
+    print(f"PSNR {psnr(made, real).item():.2f} dB from {numbers} numbers ({4 * numbers} bytes; the clip has {real.numel()}); see {path}")
+    return 0
+
+
+# Tables 2 and 4, Chair-CAD: MCS and FCS of the paper, and what a row changes in Settings
+ABLATION = {
+    "-triplet -static": ((3.83, 0.77), dict(lambda_t=0.0, lambda_s=0.0)),
+    "-triplet +static": ((3.82, 0.85), dict(lambda_t=0.0)),
+    "+triplet -static": ((3.36, 0.81), dict(lambda_s=0.0)),
+    "+triplet +static": ((3.32, 0.89), {}),
+    "-R": ((None, None), dict(recurrent=False)),
+}
+ORDERINGS = [("mcs", "+Z", "-Z"), ("mcs", "+triplet +static", "-triplet -static"), ("mcs", "+triplet -static", "-triplet -static"),
+             ("mcs", "+triplet +static", "-triplet +static"), ("fcs", "+Z", "-Z"), ("fcs", "+triplet +static", "-triplet -static"),
+             ("fcs", "+triplet +static", "+triplet -static"), ("fcs", "-triplet +static", "-triplet -static")]
+
+
+def ablate(args):
+    """Tables 4a and 4b, and -R, a row that the paper lacks: each variant at the same seed and steps, 500 generated clips."""
+    device = choose_device(args.device)
+    clips, row = find_clips(args)
+    lay_out(clips, args.layout)
+    base, _ = choose_settings(args, row, clips, device)
+    if args.seeds < 1:
+        raise RunError(f"--seeds {args.seeds}: at least 1 is needed")
+    if base.hold_out or base.hold_out_clips or base.every > 1:
+        raise RunError("ablate trains on all clips and frames: leave out --hold-out, --hold-out-clips and --every")
+    vgg16, out = load_vgg16(args.vgg16, device), Path(args.out or f"runs/ablation-{Path(args.dataset).stem}")
+    out.mkdir(parents=True, exist_ok=True)
+    real, results = torch.from_numpy(clips.videos).to(device), {}
+    for run in range(args.seeds):
+        for name, (_, changes) in ABLATION.items():
+            s = replace(base, seed=base.seed + run, **changes)
+            trainer, began = Trainer(s, clips, device), time.perf_counter()
+            for step in range(s.steps):
+                *_, loss = trainer.step()
+                if (step + 1) % max(1, s.steps // 10) == 0:
+                    left = (time.perf_counter() - began) / (step + 1) * (s.steps - step - 1)
+                    print(f"seed {s.seed}  {name}  step {step + 1}/{s.steps}  loss {loss[0].item():.4f}  ETA of this row {left:.0f} s", flush=True)
+            if not loss.isfinite().all():
+                raise RunError(f"ablate, {name}: " + diverged(s.steps, s, out))
+            rng = torch.Generator().manual_seed(s.seed)
+            i, k = (torch.randint(len(rows), (args.generated_clips,), generator=rng).to(device) for rows in (trainer.model.z_s.z, trainer.model.z_t.z))
+            found = dict(scores(trainer.model.videos(i, k), real, *vgg16), psnr=measure(trainer.model, clips, device, (None, ""))[0]["psnr"])
+            results.setdefault(name, []).append(found)
+            if not changes:  # Table 4a: the same G and R, with codes that nobody learned
+                fresh = [torch.randn(args.generated_clips, *d.z.shape[1:], generator=rng) / d.z.shape[-1] ** 0.5 for d in (trainer.model.z_s, trainer.model.z_t)]
+                made = torch.cat([draw_codes(trainer.model, unit_ball(a).to(device), unit_ball(b).to(device), c)
+                                  for a, b, c in zip(fresh[0].split(16), fresh[1].split(16), k.split(16))]).to(device)
+                results.setdefault("-Z", []).append(scores(made, real, *vgg16))
+                results.setdefault("+Z", []).append(found)
+    paper = dict({name: values for name, (values, _) in ABLATION.items()}, **{"-Z": (3.96, 0.75), "+Z": (3.32, 0.89)})
+
+    def mean_and_spread(name, key):
+        values = [found[key] for found in results[name] if found.get(key) is not None]
+        return (None, None) if not values else (float(np.mean(values)), float(np.std(values)))
+
+    def cell(value, digits=2):
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    lines = [f"{clips.source}; {base.steps} steps, {args.seeds} seed(s), {args.generated_clips} generated clips a row; FCS bound {results['+Z'][0]['fcs_bound']:.2f} "
+             f"(paper 0.91){'; DRAWN STAND-INS' if clips.standin else ''}", "", "| | MCS, paper | MCS, ours | FCS, paper | FCS, ours | PSNR |", "|---|---|---|---|---|---|"]
+    for name in ("-Z", "+Z", *ABLATION):
+        (m, m_spread), (f, f_spread), (dB, _) = (mean_and_spread(name, key) for key in ("mcs", "fcs", "psnr"))
+        spreads = [f" +- {value:.2f}" if args.seeds > 1 and value is not None else "" for value in (m_spread, f_spread)]
+        lines.append(f"| {name} | {cell(paper[name][0])} | {cell(m)}{spreads[0]} | {cell(paper[name][1])} | {cell(f, 3)}{spreads[1]} | {cell(dB)} |")
+    verdicts = []
+    for key, better, worse in ORDERINGS:
+        a, b = mean_and_spread(better, key)[0], mean_and_spread(worse, key)[0]
+        holds = None if a is None or b is None else bool(a < b if key == "mcs" else a > b)
+        verdicts.append(dict(measure=key, better=better, worse=worse, holds=holds))
+        lines += [""] * (len(verdicts) == 1) + [f"- {key.upper()}: the paper has {better} better than {worse}; "
+                                                f"{'not measured' if holds is None else 'so have we' if holds else 'we have not'}"]
+    text = "\n".join(lines) + "\n"
+    data_prep.write_beside(out / "ablation.md", lambda temporary: temporary.write_text(text))
+    write_json(out / "ablation.json", dict(source=clips.source, standin=clips.standin, settings=asdict(base), seeds=args.seeds, ours=results, paper=paper,
+                                           orderings=verdicts, device=str(device), torch=torch.__version__, commit=commit()))
+    print(text + f"see {out}")
     return 0
 
 
@@ -907,8 +1271,8 @@ def parse(argv):
     add("--rank", type=int, help="rho of Eq. 7, for interpolation (default: full)")
     add("--clips", type=int, help="use the first N clips; draw N stand-ins")
     add("--steps", type=int, help="updates (default: 1500; paper recipe: Table 6's updates a clip)")
-    add("--batch", type=int, help="clips a step (default: 4, on a GPU 32; paper: 1)")
-    add("--frames", type=int, help="frames of each clip in a step, at random (default: 4; paper and 0: all)")
+    add("--batch", type=int, help="clips a step (default: 8, on a GPU 128; paper: 1)")
+    add("--per-clip", type=int, metavar="F", help="frames of each clip in a step, at random (default: 2; paper and 0: all)")
     add("--width", type=int, help="channels of the generator (default: 32, on a GPU 64)")
     add("--levels", type=int, help="of the Laplacian pyramid (default: Table 6)")
     add("--lr-G", type=float, help="rate of the generator")
@@ -920,11 +1284,25 @@ def parse(argv):
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--checkpoint-every", type=float, default=20, metavar="SECONDS", help="between checkpoints")
     add("--vgg16", metavar="PATH", help="weights for the MCS; `download` fetches torchvision's (528 MB); default: torch hub's cache")
+    add("--no-conditional", dest="conditional", action="store_const", const=False, help="a grid's generator without the action as a label")
+    add("--hold-out", type=int, metavar="K", help="keep K cells of a grid from training")
+    add("--hold-out-clips", type=int, metavar="K", help="keep the last K clips from training")
+    add("--every", type=int, metavar="K", help="train on every K-th frame")
     add("--count", type=int, default=16, help="sample: how many videos")
+    add("--prior", choices=("dictionary", "gaussian"), default="dictionary", help="sample: where static codes come from")
+    add("--clip", type=int, default=0, help="interpolate: the clip's number, from 0")
+    add("--frames", type=int, nargs=2, default=(2, 5), metavar=("A", "B"), help="interpolate: between these frames, from 1")
+    add("--between", type=int, default=3, help="interpolate: how many frames")
+    add("--fps-factor", type=int, metavar="K", help="interpolate: the whole clip at K times its frames")
+    add("--input", metavar="CLIP", help="encode: the clip")
+    add("--generated", metavar="DIR", help="evaluate: clips that other software made, a folder or an .npz")
+    add("--real", metavar="NPZ", help="evaluate: the prepared set they are compared with")
+    add("--seeds", type=int, default=1, help="ablate: how many seeds")
+    add("--generated-clips", type=int, default=500, help="ablate: clips that each row generates")
     return parser.parse_args(argv)
 
 
-ACTIONS = {"train": train, "evaluate": evaluate, "sample": sample}
+ACTIONS = {action.__name__: action for action in (train, evaluate, sample, exchange, interpolate, encode, ablate)}
 
 
 def main(argv=None):

@@ -180,13 +180,13 @@ def test_generator_draws_every_size(size):
 
 
 def settings(**changes):
-    return nav.Settings(**{**dict(D_s=7, D_t=5, levels=3, width=8, batch=2, frames=0, steps=10), **changes})
+    return nav.Settings(**{**dict(D_s=7, D_t=5, levels=3, width=8, batch=2, per_clip=0, steps=10), **changes})
 
 
 @pytest.mark.parametrize("frames", [6, 2])
 def test_gradient_is_that_of_equation_6(frames):
     """forward_and_back against autograd through the sum over clips of Eq. 6, in plain words."""
-    s = settings(lambda_s=0.3, lambda_t=0.5, frames=frames)
+    s = settings(lambda_s=0.3, lambda_t=0.5, per_clip=frames)
     trainer = nav.Trainer(s, toy_clips(), torch.device("cpu"))
     m, batch, weight = trainer.model, trainer.batches.next(), trainer.batches.weight
     static_ids, transient_ids, times, v = batch
@@ -268,7 +268,7 @@ def test_paper_recipe_runs_with_table_6s_rates(toy, tmp_path):
 
 def test_every_epoch_meets_every_clip_once():
     clips = toy_clips(5)
-    batches = nav.Batches(clips, settings(batch=2, frames=4, lambda_s=0.5), torch.device("cpu"))
+    batches = nav.Batches(clips, settings(batch=2, per_clip=4, lambda_s=0.5), torch.device("cpu"))
     seen, static_frames = [], set()
     for _ in range(60):
         static_ids, transient_ids, times, v = batches.next()
@@ -562,7 +562,7 @@ def test_bad_files_and_options_are_refused_in_one_line(capsys, tmp_path, toy):
     for options, word in [
         (["--dataset", tmp_path / "half.npz"], "half.npz"), (["--dataset", tmp_path / "text.npz"], "text.npz"),
         (["--dataset", tmp_path / "none.npz"], "none.npz"), (["--dataset", "chairs"], "chairs"), (["--dataset", "golf"], "data_prep.py golf"),
-        (["--unknown"], "--unknown"), (["fly"], "fly"), ([*toy, "--steps", "0"], "steps"), ([*toy, "--frames", "7"], "--frames"), ([*toy, "--steps", "many"], "steps"),
+        (["--unknown"], "--unknown"), (["fly"], "fly"), ([*toy, "--steps", "0"], "steps"), ([*toy, "--per-clip", "7"], "--per-clip"), ([*toy, "--steps", "many"], "steps"),
         ([*toy, "--levels", "5"], "--levels"), ([*toy, "--rank", "9"], "--rank"), ([*toy, "--clips", "6"], "--clips"),
         ([*toy, "--clips", "0"], "--clips"), ([*toy, "--layout", "grid"], "grid"), ([*toy, "--out", tmp_path / "file"], "file"),
         ([*toy, "--out", tmp_path / "file/run"], "file"), ([*toy, "--out", "/proc/nav"], "/proc"), ([*toy, "--resume"], "checkpoint"),
