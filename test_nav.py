@@ -388,6 +388,170 @@ def test_mcs_with_the_real_weights():
     assert why is None and nav.mcs(phi, torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(mcs_by_loops(weights, a, b), abs=1e-3)
 
 
+# ---- nav: experiments ------------------------------------------------------------------------------------------------
+
+
+def grid_clips(people=3, actions=3, **more):
+    pairs = [(i, k) for i in range(people) for k in range(actions)]
+    return toy_clips(len(pairs), rows=tuple(map(list, zip(*pairs))), **more)
+
+
+@pytest.fixture(scope="module")
+def grid_run(tmp_path_factory):
+    """A run on a 3 x 3 grid with 3 cells kept from training, of rank 2: (its folder, its npz)."""
+    folder = tmp_path_factory.mktemp("grid")
+    data_prep.save(grid_clips(), folder / "grid.npz")
+    assert nav.main(["--dataset", str(folder / "grid.npz"), "--width", "8", "--steps", "150", "--device", "cpu", "--precision", "fp32",
+                     "--hold-out", "3", "--rank", "2", "--out", str(folder / "run")]) == 0
+    return folder / "run", folder / "grid.npz"
+
+
+@pytest.mark.parametrize("K", range(1, 5))
+def test_held_out_cells_leave_every_row_and_column(K):
+    for seed in range(5):
+        seen, unseen = nav.keep_from_training(grid_clips(), settings(hold_out=K, seed=seed))
+        assert len(unseen.names) == K and sorted(seen.names + unseen.names) == sorted(grid_clips().names)
+        assert set(seen.static_id) == set(seen.transient_id) == {0, 1, 2}
+        whole = dict(zip(grid_clips().names, grid_clips().videos))
+        assert all(np.array_equal(whole[name], video) for name, video in zip(seen.names, seen.videos))
+    with pytest.raises(nav.RunError, match="at most"):
+        nav.keep_from_training(grid_clips(), settings(hold_out=7))
+
+
+def test_held_out_clips_have_no_codes():
+    seen, unseen = nav.keep_from_training(toy_clips(5), settings(hold_out_clips=2))
+    assert (seen.names, unseen.names) == (["s0_t0", "s1_t0", "s2_t0"], ["s3_t0", "s4_t0"])
+    assert seen.static_id.tolist() == [0, 1, 2] and seen.static_names == ["s0", "s1", "s2"] and seen.transient_names == ["t0"]
+
+
+def test_every_other_frame():
+    clips = toy_clips(2, L=9)
+    seen, _ = nav.keep_from_training(clips, settings(every=2))
+    assert np.array_equal(seen.videos, clips.videos[:, [0, 2, 4, 6, 8]]) and seen.length.tolist() == [5, 5]
+    assert np.array_equal(seen.full.reshape(seen.videos.shape), seen.videos)
+
+
+def test_exchange_baselines_by_loops():
+    seen, unseen = nav.keep_from_training(grid_clips(), settings(hold_out=2))
+    trainer = nav.Trainer(settings(), seen, torch.device("cpu"))
+    found = nav.measure_exchange(trainer.model, seen, unseen, torch.device("cpu"))
+
+    def dB(a, b):
+        return 10 * math.log10(255 ** 2 / np.mean((a.astype(float) - b) ** 2))
+
+    nearest, additive = [], []
+    for truth, i, k in zip(unseen.videos, unseen.static_id, unseen.transient_id):
+        person = [v.astype(float) for v, j in zip(seen.videos, seen.static_id) if j == i]
+        action = [v.astype(float) for v, j in zip(seen.videos, seen.transient_id) if j == k]
+        nearest.append(max(dB(truth, v) for v in person))
+        additive.append(dB(truth, np.clip(np.mean(person, 0) + np.mean(action, 0) - seen.videos.mean(0), 0, 255)))
+    assert found["exchange_nearest_psnr"] == pytest.approx(np.mean(nearest), abs=1e-3)
+    assert found["exchange_additive_psnr"] == pytest.approx(np.mean(additive), abs=1e-3)
+
+
+def test_exchange_and_rank_in_a_run(grid_run, capsys):
+    run_folder, _ = grid_run
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert metrics["videos"] == 6 and {"exchange_psnr", "exchange_nearest_psnr", "exchange_additive_psnr"} <= {k for k, v in metrics.items() if v}
+    z_t = checkpoint(run_folder)["model"]["z_t.z"]
+    assert (torch.linalg.svdvals(z_t)[:, 2:] < 1e-5).all()
+    assert nav.main(["exchange", "--run", str(run_folder), "--device", "cpu"]) == 0
+    assert "3 of them unseen" in capsys.readouterr().out
+    with data_prep.Image.open(run_folder / "exchange.png") as image:
+        reds = (np.asarray(image.convert("RGB")) == (220, 30, 30)).all(2).sum()
+    assert reds >= 3 * 2 * (16 + 48) * 2
+
+
+def test_interpolation_starts_and_ends_on_the_clips_own_frames(grid_run, capsys):
+    run_folder, _ = grid_run
+    kept, model, device = nav.load_run(nav.parse(["interpolate", "--run", str(run_folder), "--device", "cpu"]))
+    zero = torch.zeros(1, dtype=torch.long)
+    clip = model.videos(zero, zero)[0]
+    line = nav.between(model, model.z_s.z[:1], model.z_t.z[:1], zero, 1, 4, 3)
+    assert line.shape == (5, 16, 16, 3) and torch.equal(line[[0, -1]], clip[[1, 4]])
+    assert nav.main(["interpolate", "--run", str(run_folder), "--clip", "1", "--frames", "2", "5", "--between", "3", "--device", "cpu"]) == 0
+    assert nav.main(["interpolate", "--run", str(run_folder), "--fps-factor", "3", "--device", "cpu"]) == 0
+    with data_prep.Image.open(run_folder / "interpolation.gif") as gif:
+        assert gif.n_frames >= 2
+
+
+def test_encoding_comes_closer_than_any_known_clip(grid_run, tmp_path):
+    run_folder, _ = grid_run
+    kept, model, device = nav.load_run(nav.parse(["encode", "--run", str(run_folder), "--device", "cpu"]))
+    real = torch.from_numpy(toy_clips(2, seed=9).videos)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    z_s, z_t, label = nav.find_codes(model, kept["settings"], real, steps=60)
+    made = nav.draw_codes(model, z_s, z_t, label)
+    known = model.videos(*torch.cartesian_prod(torch.arange(3), torch.arange(3)).T)
+    best = torch.stack([nav.psnr(known, v.expand_as(known)).max() for v in real])
+    assert (nav.psnr(made, real) > best).all()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert z_s.norm(dim=-1).max() <= 1 + 1e-5 and z_t.norm(dim=-1).max() <= 1 + 1e-5
+    data_prep.write_gif(real[0].numpy(), tmp_path / "clip.gif")
+    assert nav.main(["encode", "--run", str(run_folder), "--input", str(tmp_path / "clip.gif"), "--device", "cpu"]) == 0
+    assert torch.load(run_folder / "encoded.pt", weights_only=True)["z_t"].shape == (6, 200)
+
+
+def test_clips_and_frames_kept_from_training_are_measured(toy, tmp_path):
+    out = tmp_path / "run"
+    assert nav.main([*toy, "--steps", "4", "--hold-out-clips", "2", "--out", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["videos"] == 3 and metrics["encode_psnr"] and metrics["encode_nearest_psnr"]
+    assert nav.main(["sample", "--run", str(out), "--prior", "gaussian", "--count", "2", "--device", "cpu"]) == 0
+
+    data_prep.save(toy_clips(3, L=9), tmp_path / "long.npz")
+    assert nav.main([*toy, "--dataset", str(tmp_path / "long.npz"), "--steps", "4", "--every", "2", "--out", str(tmp_path / "every")]) == 0
+    metrics = json.loads((tmp_path / "every/metrics.json").read_text())
+    videos = toy_clips(3, L=9).videos.astype(float)
+    means = [10 * math.log10(255 ** 2 / np.mean(((v[0:-1:2] + v[2::2]) / 2 - v[1::2]) ** 2)) for v in videos]
+    assert metrics["frames"] == 5 and metrics["interpolation_average_psnr"] == pytest.approx(np.mean(means), abs=1e-3)
+
+
+def test_ablation_has_the_papers_rows_and_verdicts(toy, tmp_path):
+    torch.save(random_vgg(), tmp_path / "vgg.pth")
+    assert nav.main(["ablate", *toy, "--steps", "2", "--generated-clips", "3", "--seeds", "2", "--vgg16", str(tmp_path / "vgg.pth"),
+                     "--out", str(tmp_path / "ablation")]) == 0
+    text, found = (tmp_path / "ablation/ablation.md").read_text(), json.loads((tmp_path / "ablation/ablation.json").read_text())
+    for name, paper in (("-Z", "3.96"), ("+Z", "3.32"), ("-triplet -static", "3.83"), ("+triplet -static", "3.36"), ("-R", "-")):
+        assert re.search(rf"^\| {re.escape(name)} \| {re.escape(paper)} \| -?\d", text, re.M), name
+        assert len(found["ours"][name]) == 2
+    assert all(verdict["holds"] in (True, False) for verdict in found["orderings"])
+
+
+def test_other_softwares_clips_get_their_row(toy, tmp_path):
+    folder = tmp_path / "made"
+    folder.mkdir()
+    for j, clip in enumerate(toy_clips(3, L=4).videos):
+        data_prep.write_gif(clip, folder / f"{j}.gif")
+    options = ["evaluate", "--real", toy[1], "--device", "cpu", "--out", str(tmp_path / "score")]
+    assert nav.main([*options, "--generated", str(folder)]) == 0
+    metrics = json.loads((tmp_path / "score/metrics.json").read_text())
+    assert (metrics["videos"], metrics["frames"]) == (3, 4) and 0 < metrics["fcs"] <= 1
+    np.savez(tmp_path / "made.npz", clips=toy_clips(2).videos)
+    assert nav.main([*options, "--generated", str(tmp_path / "made.npz")]) == 0
+
+
+def test_actions_refuse_runs_that_cannot_serve_them(capsys, toy, grid_run, tmp_path):
+    run_folder, _ = grid_run
+    assert nav.main([*toy, "--steps", "2", "--out", str(tmp_path / "one")]) == 0
+    (tmp_path / "empty").mkdir()
+    data_prep.write_gif(toy_clips(1, size=32).videos[0], tmp_path / "large.gif")
+    data_prep.write_gif(toy_clips(1, L=3).videos[0], tmp_path / "short.gif")
+    capsys.readouterr()
+    for options, word in [
+        (["exchange", "--run", tmp_path / "one"], "grid"), (["interpolate", "--run", run_folder, "--frames", "2", "7"], "--frames"),
+        (["interpolate", "--run", run_folder, "--frames", "0", "3"], "--frames"), (["interpolate", "--run", run_folder, "--clip", "6"], "--clip"),
+        (["interpolate", "--run", run_folder, "--fps-factor", "1"], "--fps-factor"), (["encode", "--run", run_folder], "--input"),
+        (["encode", "--run", run_folder, "--input", tmp_path / "large.gif"], "32 x 32"),
+        (["encode", "--run", run_folder, "--input", tmp_path / "short.gif"], "3 frames"),
+        (["evaluate", "--real", toy[1], "--generated", tmp_path / "empty"], "no clip"), (["evaluate", "--real", toy[1]], "--generated"),
+        (["sample", "--run", run_folder, "--count", "0"], "--count"), ([*toy, "--hold-out", "1"], "--hold-out"),
+        ([*toy, "--hold-out-clips", "5"], "--hold-out-clips"), ([*toy, "--every", "3"], "triplet"), (["ablate", *toy, "--hold-out-clips", "1"], "--hold-out-clips"),
+    ]:
+        assert word in refused(capsys, *options, "--out", tmp_path / "none"), options
+    assert not (tmp_path / "none").exists()
+
+
 # ---- nav: runs, as a user makes them ---------------------------------------------------------------------------------
 
 
