@@ -7,12 +7,26 @@ With d_ij = |r_i - r_j|^2, over all anchors a, positives p and negatives n of on
 Let m_ij = dloss/dd_ij: each active triplet adds 1/count at (a, p) and takes it off at (a, n). Then
 
     dloss/dr_i = 2 sum over j of (m_ij + m_ji) (r_i - r_j)
+
+Backward computes the distances anew from the codes: they are a few kilobytes a clip, and so nothing else is kept.
 """
+from contextlib import nullcontext
+from functools import lru_cache
+
 import torch
+
+from . import use_triton
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # macOS, Windows
+    triton = None
 
 
 # ---- torch: the reference, and the path on CPU ---------------------------------------------------------------------
 
+@lru_cache(maxsize=64)
 def _count(frames, radius):
     """Number of triplets in a clip."""
     return sum(sum(0 < abs(a - p) <= radius for p in range(frames)) * sum(abs(a - n) > radius for n in range(frames))
@@ -49,19 +63,110 @@ def _torch_path(codes, weight, margin, radius):
         return losses, grad.to(codes.dtype)
 
 
+# ---- Triton: one program per clip ------------------------------------------------------------------------------------
+# Distances by differences, one frame j against all at a time: a Gram matrix (|a|^2 + |b|^2 - 2ab) would lose the digits of
+# near-coincident codes, and at these sizes tensor cores would save nothing.
+
+if triton is not None:
+    @triton.jit
+    def _load(codes, rows, columns, T, D):
+        """codes[rows, columns] as float32, 0 outside."""
+        inside = (rows[:, None] < T) & (columns[None, :] < D)
+        return tl.load(codes + rows[:, None] * D + columns[None, :], mask=inside, other=0).to(tl.float32)
+
+    @triton.jit
+    def _triplet_kernel(codes, weight, losses, grad, T, D, margin, radius, one_over_count,
+                        ROWS: tl.constexpr, BLOCK: tl.constexpr, GRAD: tl.constexpr):
+        """Clip b. ROWS: a power of two from T on; BLOCK: columns of the codes at a time."""
+        b = tl.program_id(0)
+        codes += b.to(tl.int64) * T * D
+        rows = tl.arange(0, ROWS)
+        i, j = rows[:, None], rows[None, :]
+        d = tl.zeros((ROWS, ROWS), tl.float32)  # d_ij = |r_i - r_j|^2
+        for first in range(0, D, BLOCK):
+            columns = first + tl.arange(0, BLOCK)
+            r = _load(codes, rows, columns, T, D)
+            for other in range(0, T):
+                difference = r - _load(codes, other + tl.arange(0, 1), columns, T, D)
+                d += tl.where(j == other, tl.sum(difference * difference, 1)[:, None], 0)
+
+        negative = (tl.abs(i - j) > radius) & (i < T) & (j < T)
+        total = tl.zeros((ROWS,), tl.float32)
+        m = tl.zeros((ROWS, ROWS), tl.float32)
+        for offset in range(-radius, radius + 1):  # one positive p = a + offset at a time, a = i, n = j
+            positive = (j == i + offset) & (offset != 0) & (i < T) & (j < T)
+            exists = tl.sum(positive.to(tl.int32), 1)[:, None] > 0
+            d_ap = tl.sum(tl.where(positive, d, 0), 1)[:, None]
+            hinge = d_ap - d + margin
+            active = negative & exists & (hinge > 0)
+            total += tl.sum(tl.where(active, hinge, 0), 1)
+            active = active.to(tl.float32)
+            m += tl.where(positive, tl.sum(active, 1)[:, None], 0) - active
+        tl.store(losses + b, tl.sum(total) * one_over_count)
+
+        if GRAD:
+            grad += b.to(tl.int64) * T * D
+            m = (m + tl.trans(m)) * (2 * one_over_count * tl.load(weight + b).to(tl.float32))
+            for first in range(0, D, BLOCK):
+                columns = first + tl.arange(0, BLOCK)
+                r = _load(codes, rows, columns, T, D)
+                g = tl.zeros((ROWS, BLOCK), tl.float32)
+                for other in range(0, T):
+                    m_other = tl.sum(tl.where(j == other, m, 0), 1)[:, None]
+                    g += m_other * (r - _load(codes, other + tl.arange(0, 1), columns, T, D))
+                inside = (i < T) & (columns[None, :] < D)
+                tl.store(grad + i * D + columns[None, :], g, mask=inside)
+
+
+def _not_covered(codes):
+    """None if the kernel covers these codes, else what it does not cover."""
+    if codes.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{codes.dtype} (the kernel: fp32, bf16, fp16)"
+    if codes.shape[1] > 64 or codes.shape[2] > 512:
+        return f"{codes.shape[1]} frames of {codes.shape[2]} (the kernel: up to 64 of 512)"
+    return None
+
+
+def tiles(frames, dim):
+    """What the kernel is compiled with: rows of its tiles, columns of the codes at a time, warps."""
+    rows = max(4, 1 << (frames - 1).bit_length())
+    return rows, min(1 << (dim - 1).bit_length(), 2048 // rows), 8 if rows == 64 else 4
+
+
+def _triton_path(codes, weight, margin, radius):
+    """As _torch_path."""
+    clips, frames, dim = codes.shape
+    codes = codes.contiguous()
+    losses = torch.empty(clips, dtype=torch.float32, device=codes.device)
+    grad = None if weight is None else torch.empty_like(codes)
+    rows, block, warps = tiles(frames, dim)
+    with torch.cuda.device(codes.device) if codes.is_cuda else nullcontext():  # the tensors' GPU, not the current one
+        _triplet_kernel[(clips,)](
+            codes, losses if weight is None else weight.contiguous(), losses, losses if grad is None else grad,
+            frames, dim, float(margin), min(radius, frames - 1), 1 / _count(frames, radius),
+            ROWS=rows, BLOCK=block, GRAD=grad is not None, num_warps=warps)
+    return losses, grad
+
+
 # ---- autograd ------------------------------------------------------------------------------------------------------
+
+def _path(codes):
+    covered = use_triton("triplet_margin", codes.device, _not_covered(codes))
+    return _triton_path if covered and codes.numel() else _torch_path
+
 
 class _TripletMargin(torch.autograd.Function):
     @staticmethod
     def forward(ctx, codes, margin, radius):
         ctx.save_for_backward(codes)
         ctx.settings = margin, radius
-        return _torch_path(codes, None, margin, radius)[0]
+        return _path(codes)(codes, None, margin, radius)[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        return _torch_path(ctx.saved_tensors[0], upstream, *ctx.settings)[1], None, None
+        codes, = ctx.saved_tensors
+        return _path(codes)(codes, upstream, *ctx.settings)[1], None, None
 
 
 def triplet_margin(codes, margin=2.0, radius=2):
