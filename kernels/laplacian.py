@@ -3,7 +3,7 @@
 The difference D = pred - target goes through one pyramid (the pyramid is linear, so that of the difference is enough):
 
     G_0 = D                                     one channel of one frame, H x W: a plane
-    L_l = G_l - K G_l K^T                       the band of level l = 0 .. n-1. K blurs: [1 4 6 4 1]/16, edges replicated
+    L_l = G_l - K G_l K^T                       the band of level l = 0 .. n-1; K blurs: [1 4 6 4 1]/16, edges repeated
     G_{l+1} = A G_l A^T                         A = P K: blur, then the mean of each pair of pixels
     L_n = G_n                                   the last band is what is left
     loss = sum over l = 0 .. n of mean |L_l|    the mean over C, H_l, W_l
@@ -43,7 +43,7 @@ def _matrices(side, dtype, device):
     rows = torch.arange(side)
     k = torch.zeros(side, side, dtype=torch.float64)
     for offset, tap in zip(range(-2, 3), (1.0, 4.0, 6.0, 4.0, 1.0)):
-        k[rows, (rows + offset).clamp(0, side - 1)] += tap / 16  # the edge is replicated: its pixel takes all taps beyond
+        k[rows, (rows + offset).clamp(0, side - 1)] += tap / 16  # the edge's pixel takes all taps beyond it
     a = (k[0:side // 2 * 2:2] + k[1::2]) / 2  # an odd side's last pixel is in no pair, as in avg_pool2d
     return k.to(device, dtype), a.to(device, dtype)
 
@@ -85,17 +85,17 @@ def _torch_path(pred, target, weight, levels):
 # Tensor cores multiply bf16, so a float is cut into bf16 terms, x = x_1 + x_2 + x_3, and each is multiplied: three hold
 # all 24 bits of an fp32, two hold 16. K, A and the signs are exact in one.
 #
-# Not timed on a GPU. Chosen by what was compiled for sm_90, 64 x 64, 4 levels, 4 warps, uint8 target (pred bf16 | fp32):
+# Not timed on a GPU. Chosen by what they compile to, sm_90, 64 x 64, 4 levels, 4 warps, uint8 target, pred bf16 | fp32:
 #                                                         registers    spill, bytes    instructions    barriers
 #   both sides by products, bf16 terms (this file)         179 | 189        0 | 0       3012 | 3857     84 | 108
 #   the same, 4 planes in a loop per program               255 | 255       48 | 64      2802 | 3493     78 | 98
-#   both sides by products, fp32 cut in two tf32 terms     255 | 255        8 | 0       5655 | 5679     57 | 61
+#   the same in tf32, one term | two, signs as int8        255 | 254       16 | 16      3341 | 4805     53 | 61
 #   level 0's vertical blur by shifted row loads           223 | 255        0 | 24      4073 | 4560    103 | 125
 #   shifts by tl.gather, no products (fp32: 8 warps)       168 | 126        0 | 0       3848 | 2160    129 | 101
 # Levels over two launches would write and read G_1 and h_1 in fp32: 4 bytes a pixel more, on 5 (bf16) or 9 (fp32).
 
 if triton is not None:
-    # Triton's interpreter cannot multiply bf16: there the terms, rounded to bf16 all the same, are multiplied as float32.
+    # Triton's interpreter cannot multiply bf16: there the terms, cut to bf16 all the same, are multiplied as float32.
     _TERM = tl.constexpr(tl.float32 if _INTERPRETED else tl.bfloat16)
 
     @triton.jit

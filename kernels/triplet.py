@@ -27,45 +27,45 @@ except ImportError:  # macOS, Windows
 # ---- torch: the reference, and the path on CPU ---------------------------------------------------------------------
 
 @lru_cache(maxsize=64)
-def _count(frames, radius):
-    """Number of triplets in a clip."""
-    return sum(sum(0 < abs(a - p) <= radius for p in range(frames)) * sum(abs(a - n) > radius for n in range(frames))
-               for a in range(frames))
+def _triplets(frames, radius, device):
+    """Of every anchor a, its positives p as k = 1 .. K: their frame [T, K], the place p in [T, K, T], the triplets
+    (a, k, n) [T, K, T], and how many triplets there are. An anchor near an end has fewer than K: the rest is masked."""
+    reach = min(radius, frames - 1)
+    index = torch.arange(frames)
+    positive = index[:, None] + torch.tensor([k for k in range(-reach, reach + 1) if k])
+    place = positive[:, :, None] == index
+    triplets = place.any(2, keepdim=True) & ((index[:, None] - index).abs() > radius)[:, None]
+    return (*(x.to(device) for x in (positive.clamp(0, frames - 1), place, triplets)), int(triplets.sum()))
 
 
 def _torch_path(codes, weight, margin, radius):
     """losses [B] and, when weight [B] is given, d(sum of weight * losses)/d codes; else None."""
     dtype = torch.promote_types(codes.dtype, torch.float32)
-    batch, frames, dim = codes.shape
+    clips, frames, dim = codes.shape
+    positive, place, triplets, count = _triplets(frames, radius, codes.device)
+    chunk = max(1, 2 ** 24 // (frames * frames * max(dim, positive.shape[1])))  # clips at a time: no tensor over 64 MB
+    if clips > chunk:
+        weights = [None] * clips if weight is None else weight.split(chunk)
+        parts = [_torch_path(c, w, margin, radius) for c, w in zip(codes.split(chunk), weights)]
+        return torch.cat([p[0] for p in parts]), None if weight is None else torch.cat([p[1] for p in parts])
     with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
         r = codes.to(dtype)
-        r = r - r.mean(1, keepdim=True)  # differences do not see a clip's mean; without it the products below round less
-        # Differences, not |a|^2 + |b|^2 - 2ab: near-coincident codes keep all their digits. Chunks keep it under 64 MB.
-        chunk = max(1, 2 ** 24 // (frames * frames * dim))
-        d = torch.cat([(c[:, :, None] - c[:, None]).square_().sum(-1) for c in r.split(chunk)])  # [B, T, T]
-        index = torch.arange(frames, device=codes.device)
-        far = (index[:, None] - index).abs() > radius
-        losses, m = 0, torch.zeros_like(d)
-        for offset in range(-min(radius, frames - 1), min(radius, frames - 1) + 1):  # one positive p = a + offset a time
-            if offset == 0:
-                continue
-            a = index[max(0, -offset):frames - max(0, offset)]
-            hinge = d[:, a, a + offset][:, :, None] - d[:, a] + margin  # [B, A, T]
-            active = (hinge > 0) & far[a]
-            losses = losses + torch.where(active, hinge, 0).sum((1, 2))
-            m[:, a, a + offset] += active.sum(2)
-            m[:, a] -= active.to(dtype)
-        losses = losses / _count(frames, radius)
+        r = r - r.mean(1, keepdim=True)  # no difference sees a clip's mean; without it the last product rounds less
+        d = (r[:, :, None] - r[:, None]).square_().sum(3)  # [B, T, T]; |a|^2 + |b|^2 - 2ab would lose small distances
+        d_ap = d.gather(2, positive.expand(clips, -1, -1))
+        hinge = d_ap[:, :, :, None] - d[:, :, None] + margin  # [B, a, k, n]
+        active = (hinge > 0) & triplets
+        losses = torch.where(active, hinge, 0).sum((1, 2, 3)) / count
         if weight is None:
             return losses, None
-        m = (m + m.transpose(1, 2)) * (weight.to(dtype) * (2 / _count(frames, radius))).view(-1, 1, 1)
-        grad = m.sum(2, keepdim=True) * r - m @ r
-        return losses, grad.to(codes.dtype)
+        m = (active.sum(3, keepdim=True) * place - active.to(dtype)).sum(2)
+        m = (m + m.transpose(1, 2)) * (weight.to(dtype) * (2 / count)).view(-1, 1, 1)
+        return losses, (m.sum(2, keepdim=True) * r - m @ r).to(codes.dtype)
 
 
 # ---- Triton: one program per clip ------------------------------------------------------------------------------------
-# Distances by differences, one frame j against all at a time: a Gram matrix (|a|^2 + |b|^2 - 2ab) would lose the digits of
-# near-coincident codes, and at these sizes tensor cores would save nothing.
+# Distances by differences, one frame against all at a time: a Gram matrix (|a|^2 + |b|^2 - 2ab) would lose the digits
+# of near-coincident codes, and a product on tensor cores the rest.
 
 if triton is not None:
     @triton.jit
@@ -143,7 +143,7 @@ def _triton_path(codes, weight, margin, radius):
     with torch.cuda.device(codes.device) if codes.is_cuda else nullcontext():  # the tensors' GPU, not the current one
         _triplet_kernel[(clips,)](
             codes, losses if weight is None else weight.contiguous(), losses, losses if grad is None else grad,
-            frames, dim, float(margin), min(radius, frames - 1), 1 / _count(frames, radius),
+            frames, dim, float(margin), min(radius, frames - 1), 1 / _triplets(frames, radius, codes.device)[3],
             ROWS=rows, BLOCK=block, GRAD=grad is not None, num_warps=warps)
     return losses, grad
 
@@ -173,8 +173,8 @@ def triplet_margin(codes, margin=2.0, radius=2):
     """l_triplet of Eq. 6 for each clip: all of its triplets (the paper's set Gamma); differentiable in codes.
 
     codes: [B, T, D], fp32, bf16 or fp16 (float64 too, without Triton): the GRU's outputs r. margin, radius: alpha and
-    the range of positives, both 2 in the paper. Returns [B] float32 (float64 for float64). Raises ValueError where a clip
-    has no triplet: fewer than radius + 2 frames.
+    the range of positives, both 2 in the paper. Returns [B] float32 (float64 for float64). Raises ValueError for other
+    shapes and dtypes, and where a clip has no triplet: fewer than radius + 2 frames.
     """
     if codes.ndim != 3 or not codes.is_floating_point():
         raise ValueError(f"triplet_margin: codes must be a float tensor [B, T, D], got {codes.dtype} "
