@@ -1,7 +1,7 @@
 """How fast the losses are here, and what the kernels compile to.
 
     python -m kernels.bench [--json FILE]             times them against plain PyTorch and torch.compile
-    python -m kernels.bench --compile [--arch sm_90]  registers, spills and shared memory; needs Triton, but no GPU
+    python -m kernels.bench --compile                 registers, spills and shared memory; needs Triton, but no GPU
 """
 import argparse
 import json
@@ -79,7 +79,7 @@ def resources(cubin):
     return int(re.search(r"REG:(\d+)", text)[1]), int(re.search(r"STACK:(\d+)", text)[1])
 
 
-def compile_all(archs):
+def compile_all(archs, kernels):
     """Prints the table, a line as soon as it and those before it are known; returns it as a list of dicts."""
     if laplacian.triton is None:
         raise SystemExit("kernels.bench: --compile needs triton, which is not installed")
@@ -87,7 +87,7 @@ def compile_all(archs):
         raise SystemExit("kernels.bench: unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
     line = "{:<15} {:<7} {:<6} {:>6} {:>5} {:>6} {:>10} {:>6} {:>7}".format
     print(line(*COLUMNS), flush=True)
-    jobs = [(*variant, arch) for arch in archs for variant in variants()]
+    jobs = [(*variant, arch) for arch in archs for variant in variants() if variant[0] in kernels]
     table = []
     with ProcessPoolExecutor() as pool:
         for row in pool.map(compile_one, *zip(*jobs)):
@@ -114,11 +114,11 @@ def plain_laplacian(pred, target, levels=4):
 
 def plain_triplet(codes, margin=2.0, radius=2):
     """triplet_margin as one would write it: all [B, T, T, T] triplets, autograd."""
-    d = (codes[:, :, None] - codes[:, None]).float().square().sum(-1)
+    d = (codes[:, :, None] - codes[:, None]).square().sum(-1)
     index = torch.arange(codes.shape[1], device=codes.device)
     apart = (index[:, None] - index).abs()
     triplets = ((apart > 0) & (apart <= radius))[:, :, None] & (apart > radius)[:, None]
-    return (F.relu(d[:, :, :, None] - d[:, :, None] + margin) * triplets).sum((1, 2, 3)) / triplets.sum()
+    return (F.relu(d[:, :, :, None] - d[:, :, None] + margin) * triplets).float().sum((1, 2, 3)) / triplets.sum()
 
 
 def with_backward(loss):
@@ -241,6 +241,8 @@ def main():
     parser.add_argument("--compile", action="store_true", help="compile every kernel that training uses; needs no GPU")
     parser.add_argument("--arch", type=lambda text: int(text.removeprefix("sm_")), choices=ARCHS, nargs="+",
                         default=ARCHS, help="with --compile: only these")
+    names = sorted({variant[0] for variant in variants()})
+    parser.add_argument("--kernel", choices=names, nargs="+", default=names, help="with --compile: only these")
     parser.add_argument("--json", metavar="FILE", help="keep the table")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -249,7 +251,7 @@ def main():
     if device.type == "cpu":
         about["threads"] = torch.get_num_threads()
     if args.compile:
-        table = compile_all(args.arch)
+        table = compile_all(args.arch, args.kernel)
     else:
         print(", ".join(f"{key} {value}" for key, value in about.items() if value is not None))
         if device.type == "cpu":
