@@ -461,16 +461,15 @@ def wood(rng):
     return np.clip(base * rng.uniform(0.85, 1.1) + rng.normal(0, 5, 3), 20, 240)
 
 
-def cloth(rng):
-    """A colour for seats and backs: any hue, from muted to bright."""
-    hue, saturation, value = rng.uniform(), rng.uniform(0.25, 0.9), rng.uniform(0.45, 0.95)
+def colour(hue, saturation, value):
+    """Hue, saturation and value, each 0 to 1 -> RGB, 0 to 255."""
     sector = np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
     return 255 * value * (1 - saturation * (1 - np.clip(sector, 0, 1)))
 
 
 def make_chair(rng):
     """A random chair -> [(piece, colour)]. No two pieces share inner points, so that they can be sorted for painting."""
-    frame, soft = wood(rng), cloth(rng)
+    frame, soft = wood(rng), colour(rng.uniform(), rng.uniform(0.25, 0.9), rng.uniform(0.45, 0.95))
     if rng.random() < 0.3:
         soft = frame.copy()
     parts = []
@@ -686,6 +685,210 @@ def draw_chairs(clips=64, frames=16, size=64, seed=0, progress=None):
     names = [f"chair{index:03d}" for index in range(clips)]
     return Clips(videos, np.arange(clips), np.zeros(clips, np.int64), names, ["rotation"], names,
                  f"drawn chairs (seed {seed}), a stand-in: python data_prep.py chair prepares the real ones")
+
+
+# ---- Drawn people: what `--dataset weizmann` trains on until the real films are there -------------------------------
+# 9 persons x 10 actions. A person is a build, clothes and a still background; an action is a motion, the same phase for
+# everybody, so that a clip is one row of the static dictionary and one of the transient dictionary, as the paper has it.
+
+PERSONS = ("daria", "denis", "eli", "ido", "ira", "lena", "lyova", "moshe", "shahar")
+ACTIONS = ("bend", "jack", "jump", "pjump", "run", "side", "skip", "walk", "wave1", "wave2")
+KEPT = 28  # frames of a drawn clip, the length of the shortest real one
+
+
+def pose(action, t):
+    """The body at frame t. Angles are degrees from straight down: forwards in a side view, outwards in a front view.
+
+    -> dict: view, x (share of the frame's width), facing (1 right, -1 left), lift off the ground and squash of the legs
+    (shares of the height), lean (trunk from upright), arms and legs: two (upper, bend of the joint) pairs, far or left first."""
+
+    def crossing(share):  # from left to right and back again
+        there = share % 2
+        return dict(x=0.13 + 0.74 * min(there, 2 - there), facing=1 if there < 1 else -1)
+
+    def wave(period, shift=0.0):
+        return np.sin(2 * np.pi * (t / period + shift))
+
+    body = dict(view="front", x=0.5, facing=1, lift=0.0, squash=0.0, lean=0.0, arms=((8, 6),) * 2, legs=((4, 0),) * 2)
+    if action == "walk":
+        legs = [(28 * wave(12, s), -8 - 42 * max(0, wave(12, s + 0.22))) for s in (0, 0.5)]
+        arms = [(-26 * wave(12, s), 14) for s in (0, 0.5)]
+        body.update(crossing(t / 15), view="side", legs=legs, arms=arms, lean=3)
+    elif action == "run":
+        legs = [(12 + 48 * wave(8, s), -20 - 80 * max(0, wave(8, s + 0.25))) for s in (0, 0.5)]
+        arms = [(-50 * wave(8, s) - 5, 85) for s in (0, 0.5)]
+        body.update(crossing(t / 10), view="side", legs=legs, arms=arms, lean=17, lift=0.05 * abs(wave(8, 0.1)))
+    elif action == "skip":  # hops on one leg, the other knee held high
+        hop = abs(wave(12))
+        legs = [(70 + 12 * hop, -95), (8 - 16 * wave(6), -30 * (1 - hop))]
+        body.update(crossing(t / 14), view="side", legs=legs, arms=[(-45 + 20 * hop, 25), (55 - 10 * hop, 40)], lean=5, lift=0.13 * hop)
+    elif action == "jump":  # both legs together: crouch, fly, land
+        phase = t / 8 % 1
+        fly, crouch = max(0, np.sin(2 * np.pi * (phase - 0.3))), max(0, np.sin(2 * np.pi * (phase + 0.1))) ** 2
+        flown = t // 8 + np.clip((phase - 0.3) / 0.5, 0, 1)
+        leg, arm = (62 * crouch + 35 * fly, -105 * crouch - 55 * fly), (-65 * crouch + 110 * fly, 15)
+        body.update(crossing(flown / 2), view="side", legs=[leg, leg], arms=[arm, arm], lean=38 * crouch + 6, lift=0.2 * fly)
+    elif action == "pjump":
+        up = wave(8, -0.15)
+        body.update(lift=0.2 * max(0, up), squash=0.26 * max(0, -up), arms=[(10 + 14 * max(0, up), 4)] * 2, legs=[(3, 0)] * 2)
+    elif action == "side":  # gallops sideways, facing us
+        apart = 0.5 + 0.5 * wave(7)
+        body.update(crossing(t / 15), facing=1, legs=[(2 + 30 * apart, 0)] * 2, arms=[(14 + 14 * apart, 8)] * 2, lift=0.06 * (1 - apart))
+    elif action == "jack":
+        apart = 0.5 - 0.5 * wave(12, 0.25)
+        body.update(arms=[(10 + 150 * apart, 6)] * 2, legs=[(2 + 27 * apart, 0)] * 2, lift=0.08 * abs(wave(12)))
+    elif action == "bend":
+        down = (0.5 - 0.5 * wave(16, 0.25)) ** 0.8
+        body.update(view="side", lean=126 * down, arms=[(4 + 14 * down, 4)] * 2, legs=[(-6 * down, -2), (2 - 4 * down, -2)])
+    elif action == "wave1":
+        body.update(arms=[(8, 6), (128 + 14 * wave(8), 25 + 42 * wave(8))])
+    elif action == "wave2":
+        body.update(arms=[(118 + 34 * wave(8), 22 + 30 * wave(8))] * 2)
+    return body
+
+
+def shirt_hue(index):
+    return (index / len(PERSONS) + 0.55) % 1
+
+
+def make_person(rng, index):
+    """Build, clothes and colours of person `index`: lengths are shares of the frame's height."""
+    hue = shirt_hue(index) + rng.uniform(0, 0.05)
+    skin = np.array([(238, 196, 164), (214, 160, 120), (172, 116, 80), (122, 80, 56)][rng.integers(4)], float)
+    return dict(height=0.54 + 0.015 * (index * 4 % 9), stout=rng.uniform(0.9, 1.3), legs=rng.uniform(0.47, 0.53),
+                skin=skin, hair=np.array([(40, 30, 26), (96, 60, 34), (190, 150, 90), (130, 128, 126)][rng.integers(4)], float),
+                long_hair=index % 3 == 0, shirt=colour(hue, 0.75, rng.uniform(0.55, 0.95)), sleeves=index % 2 == 0,
+                trousers=colour(hue + rng.uniform(0.3, 0.7), 0.45, rng.uniform(0.2, 0.5)), shorts=index % 4 == 1,
+                shoes=np.array([(36, 34, 34), (226, 222, 214)][rng.integers(2)], float))
+
+
+def make_background(rng, index, size):
+    """A still wall over a still ground -> uint8 [size, size, 3]: bricks, slabs, planks, leaves, plaster or a window front."""
+
+    def noise(cells):  # smooth, zero mean
+        small = Image.fromarray(rng.normal(0, 1, (cells, cells)).astype(np.float32))
+        return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))[..., None]
+
+    y, x = np.mgrid[0:size, 0:size] / size
+    base = colour(shirt_hue(index) + rng.uniform(0.35, 0.65), rng.uniform(0.1, 0.35), rng.uniform(0.6, 0.85))  # a contrast
+    kind, n = index % 6, int(rng.integers(5, 9))
+    row = np.floor(y * n * (2 if kind == 0 else 1))
+    seam = np.zeros((size, size), bool)
+    if kind in (0, 1):  # bricks and slabs: every course is shifted by half a stone
+        across = x * n + 0.5 * (row % 2)
+        seam = (y * n * (2 if kind == 0 else 1) % 1 < (0.2 if kind == 0 else 0.1)) | (across % 1 < 0.1)
+        shade = rng.normal(0, 0.07, (40, 40))[row.astype(int), np.floor(across).astype(int)]
+    elif kind == 2:  # planks
+        seam, shade = x * n * 1.5 % 1 < 0.12, rng.normal(0, 0.08, 40)[np.floor(x * n * 1.5).astype(int)]
+    elif kind == 3:  # leaves
+        base, shade = colour(rng.uniform(0.22, 0.38), 0.5, 0.5), 0.16 * noise(28)[..., 0]
+    elif kind == 4:  # plaster with stains
+        shade = 0.1 * noise(5)[..., 0] + 0.03 * noise(32)[..., 0]
+    else:  # a front with windows
+        seam, shade = (x * n * 0.6 % 1 > 0.45) & (y * 4 % 1 > 0.35) & (y < 0.5), 0.04 * noise(16)[..., 0]
+    wall = base * (1 + shade - 0.3 * seam)[..., None]
+    horizon = rng.uniform(0.72, 0.8)
+    ground = colour(rng.uniform(), rng.uniform(0.05, 0.3), rng.uniform(0.4, 0.65)) * (1 + 0.05 * noise(24) + 0.06 * noise(6))
+    picture = np.where((y > horizon)[..., None], ground, wall)
+    picture[(y > horizon - 0.015) & (y <= horizon + 0.01)] *= 0.7  # the kerb
+    return np.clip(picture + 2 * noise(size), 0, 255).astype(np.uint8)
+
+
+def draw_person(person, background, body):
+    """One frame, uint8 [size, size, 3], over a supersampled PIL background. Limbs are round bars; the lowest foot is on the
+    ground, unless the body is lifted off it."""
+    big = background.width
+    h, stout, front = person["height"] * big, person["stout"], body["view"] == "front"
+    leg, trunk, arm, head = person["legs"] / 2 * h * (1 - body["squash"]), (0.82 - person["legs"]) * h, 0.165 * h, 0.078 * h
+    picture = background.copy()
+    draw = ImageDraw.Draw(picture)
+
+    def bar(a, b, width, tint):
+        tint, r = tuple(np.clip(tint, 0, 255).astype(int).tolist()), width / 2
+        draw.line([tuple(a), tuple(b)], tint, int(round(width)))
+        for x, y in (a, b):
+            draw.ellipse((x - r, y - r, x + r, y + r), tint)
+
+    def step(point, angle, length, sign):  # `angle` from straight down, towards sign
+        return point + length * np.array([sign * np.sin(np.radians(angle)), np.cos(np.radians(angle))])
+
+    signs = (-1, 1) if front else (body["facing"],) * 2
+    hips = [np.array([s * 0.045 * h * stout if front else 0.0, 0.0]) for s in (-1, 1)]
+    joints = []
+    for hip, (upper, bend), sign in zip(hips, body["legs"], signs):
+        knee = step(hip, upper, leg, sign)
+        joints.append((hip, knee, step(knee, upper + bend, leg, sign)))
+    foot = 0.035 * h
+    ground = 0.9 * big
+    origin = np.array([body["x"] * big, ground - foot - max(ankle[1] for *_, ankle in joints) - body["lift"] * h])
+    reach = (0.16 + 0.1 * abs(body["legs"][0][0]) / 60) * h * (1 - 0.8 * body["lift"])
+    shadow = Image.new("L", (int(2 * reach), int(0.05 * h)), 0)
+    ImageDraw.Draw(shadow).ellipse((0, 0, shadow.width - 1, shadow.height - 1), 90)
+    picture.paste((20, 20, 24), (int(origin[0] - reach), int(ground - 0.02 * h)), shadow)
+
+    neck = step(origin, 180 - body["lean"], trunk, body["facing"])
+    chest = step(origin, 180 - body["lean"], trunk - 0.035 * h, body["facing"])
+    top = step(neck, 180 - body["lean"] * 0.9, 0.105 * h, body["facing"])
+
+    def draw_leg(side, dim):
+        hip, knee, ankle = (origin + joint for joint in joints[side])
+        toe = ankle + np.array([(signs[side] * 0.02 if front else body["facing"] * 0.055) * h, 0.01 * h])
+        bar(ankle, toe, 0.06 * h, person["shoes"] * dim)
+        bar(knee, ankle, 0.066 * h * stout**0.5, (person["skin"] if person["shorts"] else person["trousers"]) * dim)
+        bar(hip, knee, 0.088 * h * stout**0.5, person["trousers"] * dim)
+
+    def draw_arm(side, dim):
+        shoulder = chest + (np.array([signs[side] * 0.085 * h * stout, 0.0]) if front else 0)
+        upper, bend = body["arms"][side]
+        elbow = step(shoulder, upper, arm, signs[side])
+        hand = step(elbow, upper + bend, arm, signs[side])
+        bar(elbow, hand, 0.05 * h, (person["shirt"] if person["sleeves"] else person["skin"]) * dim)
+        bar(hand, hand, 0.062 * h, person["skin"] * dim)
+        bar(shoulder, elbow, 0.058 * h * stout**0.5, person["shirt"] * dim)
+
+    far = 0.85 if front else 0.66
+    if not front:
+        draw_arm(0, far)
+    draw_leg(0, far if not front else 0.94)
+    draw_leg(1, 1.0)
+    if person["long_hair"]:
+        behind = 0 if front else (-body["facing"] * 0.03 * h, 0.0)
+        bar(top + behind, top + behind + (neck - top) * 0.8, 0.17 * h if front else 0.1 * h, person["hair"])
+    if front:
+        width = 0.085 * h * stout
+        for side in (-1, 0, 1):
+            bar(origin + (side * 0.5 * width, -0.01 * h), chest + (side * 0.75 * width, 0.015 * h), 0.1 * h, person["shirt"])
+    else:
+        bar(origin, chest + (0, 0.01 * h), 0.125 * h * stout, person["shirt"])
+    bar(neck, top, 0.055 * h, person["skin"] * 0.9)
+    bar(top, top, 2 * head, person["skin"])
+    crown = step(top, 180 - body["lean"] * 0.9, 0.03 * h, body["facing"]) - (0 if front else body["facing"] * 0.02 * h, 0)
+    bar(crown, crown, 1.75 * head, person["hair"])
+    face = top + (0 if front else body["facing"] * 0.028 * h, 0.018 * h)
+    bar(face, face, 1.35 * head, person["skin"])
+    if front:
+        draw_arm(0, 0.9)
+    draw_arm(1, 0.9)
+    return np.asarray(picture.reduce(SUPERSAMPLE))
+
+
+def draw_people(frames=16, size=64, seed=0, progress=None):
+    """Drawn people -> Clips of uint8 [90, frames, size, size, 3], 9 persons x 10 actions; `full` keeps at least 28 frames.
+
+    progress(done, total) is called after every clip."""
+    clips, names = [], []
+    for index, who in enumerate(PERSONS):
+        person = make_person(np.random.default_rng([seed, index]), index)
+        background = Image.fromarray(make_background(np.random.default_rng([seed, index, 1]), index, size))
+        background = background.resize((size * SUPERSAMPLE,) * 2, Image.Resampling.BICUBIC)
+        for action in ACTIONS:
+            clips.append(np.stack([draw_person(person, background, pose(action, t)) for t in range(max(frames, KEPT))]))
+            names.append(f"{who}_{action}")
+            if progress:
+                progress(len(clips), len(PERSONS) * len(ACTIONS))
+    static, transient = zip(*(name.split("_") for name in names))
+    return together(clips, frames, names, static, transient,
+                    f"drawn people (seed {seed}), a stand-in: python data_prep.py weizmann prepares the real films")
 
 
 # ---- Commands --------------------------------------------------------------------------------------------------------
