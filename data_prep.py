@@ -9,15 +9,27 @@ An existing data/NAME.npz is left alone unless --force says otherwise. Frames ar
 """
 
 import argparse
+import bz2
+import contextlib
 import dataclasses
+import gzip
+import hashlib
+import http.client
 import io
+import json
 import os
 import re
+import shutil
+import stat
 import struct
 import sys
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +42,10 @@ MAX_FRAMES = 1000  # of one clip; a longer one is cut there
 MAX_CLIP = 1 << 30  # bytes of one clip once decoded
 MAX_BYTES = 1 << 32  # of one array of a prepared set
 MAX_CLIPS = 100_000
+MAX_MEMBER = 1 << 30  # bytes of one member of an archive, wanted or not
+MAX_ARCHIVE = 1 << 37  # bytes of a download: the golf archive has tens of GB
+MAX_FILMS = 1000
+MAX_SPARE = 1000
 PICTURES = ("PNG", "GIF", "WEBP", "JPEG", "BMP")  # the decoders that hostile bytes may reach
 SUFFIXES = (".png", ".apng", ".gif", ".webp", ".jpg", ".jpeg", ".bmp", ".avi")
 
@@ -117,7 +133,7 @@ def open_zip(file, where):
         if end < 0 or len(tail) < end + 22:
             raise DataError(f"{where}: not a whole zip file (its directory is missing): truncated? make or fetch it again")
         entries, directory = struct.unpack("<HI", tail[end + 10 : end + 16])
-        if b"PK\6\7" in tail[max(0, end - 20) : end] or directory > 1 << 24:
+        if b"PK\6\7" in tail[max(0, end - 20) : end] or directory > 1 << 22:
             raise DataError(f"{where}: a zip directory of {directory} bytes or of 64 bits: more than any set needs")
         return zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, EOFError) as error:
@@ -251,7 +267,7 @@ def sheet(rows, path, scale=1, gap=2, frames=None, row_labels=None, column_label
                 draw.rectangle((x - line, y - line, x + wide + line - 1, y + high + line - 1), None, frames[r][k], line)
     for k, text in enumerate(column_labels or []):
         draw.text((left + k * (wide + gap) + wide // 2, 9), text, ink, font, anchor="mm")
-    write_beside(path, lambda temporary: picture.save(temporary, optimize=True))
+    write_beside(path, lambda temporary: picture.save(temporary))
 
 
 def write_gif(video, path, fps=8):
@@ -266,13 +282,13 @@ def write_gif(video, path, fps=8):
 # ---- Clips in: pictures, strips, folders of frames, avi -------------------------------------------------------------
 
 
-def fit(image, size, crop=True):
-    """A PIL RGB image -> uint8 [size, size, 3]: the largest centred square (all of it without `crop`), resized with an
-    antialiased bicubic filter. size None keeps the picture as it is, [H, W, 3]."""
+def fit(image, size, crop=True, share=1.0):
+    """A PIL RGB image -> uint8 [size, size, 3]: the largest centred square, or that share of its side (all of the picture
+    without `crop`), resized with an antialiased bicubic filter. size None keeps the picture as it is, [H, W, 3]."""
     if size is None:
         return np.asarray(image)
     wide, high = image.size
-    side = min(wide, high)
+    side = min(wide, high) * share
     box = ((wide - side) / 2, (high - side) / 2, (wide + side) / 2, (high + side) / 2) if crop else None
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box))
 
@@ -321,7 +337,7 @@ def read_strip(image, where):
 
 
 def read_avi(data, where):
-    """Uncompressed 24-bit RIFF avi (bytes) -> uint8 [T, H, W, 3] RGB, right way up. Raises DataError.
+    """Uncompressed 24-bit RIFF avi (bytes) -> its frames, uint8 [H, W, 3] RGB, right way up. Raises DataError.
 
     Stored bottom-up (a negative height says top-down), BGR, rows padded to 4 bytes. Frames are counted as found, at most
     MAX_FRAMES: what the header promises is only compared."""
@@ -358,12 +374,12 @@ def read_avi(data, where):
             if begin + size > len(data):
                 raise DataError(f"{where}: ends inside frame {len(frames)}: truncated? fetch it again")
             frame = np.frombuffer(data, np.uint8, size, begin).reshape(shape[0], row)[:, : 3 * shape[1]]
-            frames.append(frame.reshape(*shape, 3)[:: -1 if high > 0 else 1, :, ::-1])
+            frames.append(frame.reshape(*shape, 3)[:: -1 if high > 0 else 1, :, ::-1])  # a view: nothing is copied
     if promised > len(frames) and len(frames) < MAX_FRAMES:
         raise DataError(f"{where}: the header promises {promised} frames, the file holds {len(frames)}: fetch it again")
     if not frames:
         raise DataError(f"{where}: holds no frame")
-    return np.stack(frames)
+    return frames
 
 
 def natural(name):
@@ -621,6 +637,17 @@ def paint_order(pieces, surfaces, cameras):
     return np.where(gap >= gap.T, out, ~out.transpose(0, 2, 1)) & ~np.eye(count, dtype=bool)
 
 
+def in_order(before, farthest):
+    """Indices of pieces, hidden ones first: always the farthest for which nothing is left to paint first."""
+    waiting, order = before.sum(0), []
+    while farthest:
+        pick = next((piece for piece in farthest if not waiting[piece]), farthest[0])  # pieces hiding in a ring: the farthest
+        farthest.remove(pick)
+        waiting -= before[pick]
+        order.append(pick)
+    return order
+
+
 def render_chair(parts, frames, size, fill):
     """Pieces -> uint8 [frames, size, size, 3], one azimuth a frame. fill: share of the frame's height that the chair spans;
     the camera's zoom is the same for all of its frames."""
@@ -660,14 +687,10 @@ def render_chair(parts, frames, size, fill):
         picture = Image.new("RGB", (big, big), "white")
         draw = ImageDraw.Draw(picture)
         points = list(map(tuple, screen[k].tolist()))
-        waiting, left = before[k].sum(0), farthest[k].tolist()
-        while left:  # the farthest piece for which nothing is left to paint first
-            pick = next((p for p in left if not waiting[p]), left[0])
-            left.remove(pick)
-            waiting -= before[k, pick]
-            tints, facing = paint[pick]
+        for piece in in_order(before[k], farthest[k].tolist()):
+            tints, facing = paint[piece]
             for f in np.flatnonzero(facing[k]):
-                draw.polygon([points[begin[pick] + corner] for corner in surfaces[pick][0][f]], tuple(tints[k, f].tolist()))
+                draw.polygon([points[begin[piece] + c] for c in surfaces[piece][0][f]], tuple(tints[k, f].tolist()))
         video[t] = np.asarray(picture.reduce(SUPERSAMPLE))
     return video
 
@@ -891,6 +914,661 @@ def draw_people(frames=16, size=64, seed=0, progress=None):
                     f"drawn people (seed {seed}), a stand-in: python data_prep.py weizmann prepares the real films")
 
 
+# ---- Downloads: one stream over broken connections ------------------------------------------------------------------
+
+
+class Broken(DataError):
+    """The connection failed for good: what was read so far is kept for the next call."""
+
+
+class SameSchemes(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https only, and never from https down to http."""
+
+    def redirect_request(self, request, file, code, message, headers, url):
+        scheme, before = urllib.parse.urlsplit(url).scheme, urllib.parse.urlsplit(request.full_url).scheme
+        if scheme not in ("http", "https") or (before, scheme) == ("https", "http"):
+            raise DataError(f"{shown(request.full_url)}: redirects to {shown(url)}, which is not followed: give another --source")
+        return super().redirect_request(request, file, code, message, headers, url)
+
+
+class Remote(io.RawIOBase):
+    """The bytes of an http or https address from `position` on, as one stream.
+
+    A broken connection is taken up again where it broke (HTTP range; from the start, discarding, where the server has
+    none) after 0.5, 1, 2, ... seconds; `retries` times in a row, counted anew after every MiB that arrives. The length is
+    checked. validator: what the server calls this version of the file (ETag or date); another version raises DataError."""
+
+    def __init__(self, url, timeout, retries, position=0, validator=None, progress=None, limit=MAX_ARCHIVE):
+        self.url, self.timeout, self.retries, self.position, self.limit = url, timeout, retries, position, limit
+        self.validator, self.progress, self.total, self.response = validator, progress, None, None
+        self.hash = hashlib.sha256() if position == 0 else None
+        self.opener = urllib.request.OpenerDirector()  # not build_opener: no file:, ftp: or data: addresses
+        for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler, SameSchemes,
+                        urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPErrorProcessor):
+            self.opener.add_handler(handler())
+        self.failures, self.good = 0, position
+        self.attempt(lambda: None)
+
+    def connect(self):
+        headers = {"User-Agent": "nav-data-prep", "Accept-Encoding": "identity"}
+        if self.position:
+            headers["Range"] = f"bytes={self.position}-"
+        try:
+            response = self.opener.open(urllib.request.Request(self.url, headers=headers), timeout=self.timeout)
+        except urllib.error.HTTPError as error:
+            if error.code >= 500 or error.code in (408, 429):
+                raise OSError(f"the server answers {error.code}") from None
+            raise DataError(f"{shown(self.url)}: the server answers {error.code} {shown(error.reason)}: "
+                            "check the address, or start again with --force") from None
+        total = response.headers.get("Content-Range", "").rpartition("/")[2] if response.status == 206 else \
+            response.headers.get("Content-Length", "")
+        total = int(total) if total.isdigit() else None
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if self.validator not in (None, validator) or self.total not in (None, total):
+            raise DataError(f"{shown(self.url)}: is another file now than when its download began: start again with --force")
+        self.validator, self.total, self.response, skip = validator, total, response, 0
+        if self.position and response.status == 206:
+            if not response.headers.get("Content-Range", "").startswith(f"bytes {self.position}-"):
+                raise OSError("the server sends another part than was asked for")
+        else:
+            skip = self.position
+        while skip:
+            piece = response.read1(min(skip, 1 << 20))
+            if not piece:
+                raise OSError("the connection broke")
+            skip -= len(piece)
+
+    def attempt(self, action):
+        """Connect if need be, then do `action`; try again after failures."""
+        while True:
+            try:
+                if self.response is None:
+                    self.connect()
+                return action()
+            except http.client.InvalidURL as error:
+                raise DataError(f"{shown(self.url)}: not an address ({shown(error)})") from None
+            except (OSError, http.client.HTTPException) as error:
+                self.close_response()
+                self.failures += 1
+                reason = "no answer for %g s" % self.timeout if isinstance(error, TimeoutError) or "timed out" in str(error) \
+                    else shown(error) or type(error).__name__
+                if self.failures > self.retries:
+                    of = f" of {self.total}" if self.total else ""
+                    raise Broken(f"{shown(self.url)}: {reason}, at byte {self.position}{of}: check the connection and run the "
+                                    "same command again, it goes on from what it has") from None
+                time.sleep(min(0.5 * 2 ** (self.failures - 1), 30))
+
+    def close_response(self):
+        if self.response is not None:
+            self.response.close()
+        self.response = None
+
+    def close(self):
+        self.close_response()
+        super().close()
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        def piece():
+            data = self.response.read1(len(buffer))
+            if not data and self.total is not None and self.position < self.total:
+                raise OSError("the connection broke")
+            return data
+
+        data = self.attempt(piece) if self.total is None or self.position < self.total else b""
+        buffer[: len(data)] = data
+        self.position += len(data)
+        if self.position > self.limit:
+            raise DataError(f"{shown(self.url)}: more than {self.limit} bytes: not the file that is expected there")
+        if self.position - self.good >= 1 << 20:
+            self.failures, self.good = 0, self.position
+        if self.hash:
+            self.hash.update(data)
+        if self.progress:
+            self.progress(self.position, self.total)
+        return len(data)
+
+
+def is_url(source):
+    """Whether `source` is an address. Raises DataError for one that is neither http nor https."""
+    scheme, mark, rest = str(source).partition("://")
+    if mark and (scheme.lower() not in ("http", "https") or not re.fullmatch(r"[!-~]+", rest) or rest.startswith("/")):
+        raise DataError(f"--source {shown(source)}: only whole http and https addresses are read, or a path")
+    return bool(mark)
+
+
+def download(url, path, options):
+    """Fetch `url` whole into `path`, taking up path.part from an earlier call. Raises DataError, OSError."""
+    if path.exists() and not options.force:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, label = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.json")
+    known = {}
+    if part.exists() and not options.force:
+        known = read_note(label)
+        known = known if known.get("url") == url else {}
+    begin = part.stat().st_size if known else 0
+    remote = Remote(url, options.timeout, options.retries, begin, known.get("validator"), Progress(path.name, "MB", 1e6))
+    write_beside(label, lambda temporary: temporary.write_text(json.dumps(dict(url=url, validator=remote.validator))))
+    with remote, open(part, "ab" if begin else "wb") as file:
+        while data := remote.read(1 << 20):
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    label.unlink()
+
+
+def read_note(path):
+    """A small JSON file of ours as a dictionary; empty where there is none or it is damaged."""
+    try:
+        note = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def check_hash(digest, expected, where):
+    """Print a SHA-256; raise DataError where another was expected."""
+    print(f"SHA-256 {digest}  {where}")
+    if expected and digest != expected.lower():
+        raise DataError(f"{where}: SHA-256 {digest}, --sha256 {shown(expected)} expected: fetch it again or check the value")
+
+
+# ---- Archives: read as streams, never unpacked ----------------------------------------------------------------------
+# Members come as (name, read, offset): read() gives the bytes, at most MAX_FILE of them; offset is where a tar can be
+# taken up again. Nothing is ever written under a member's name and no link is followed, so no name can lead anywhere.
+
+
+def note(skipped, why, name):
+    """Count something that is left out. skipped: {why: [count, first names]}."""
+    if why not in skipped and len(skipped) >= 20:
+        why = "other reasons"
+    entry = skipped.setdefault(why, [0, []])
+    entry[0] += 1
+    entry[1] += [shown(name)] * (len(entry[1]) < 5)
+
+
+def report(skipped):
+    """Say what was left out: how many, why, and the first names."""
+    for why, (count, names) in skipped.items():
+        print(f"skipped {count}: {why}: {', '.join(names)}{', ...' if count > len(names) else ''}")
+
+
+def reason(error, where):
+    """A DataError's text without the name it begins with, so that equal troubles are counted together."""
+    return str(error).removeprefix(f"{where}: ")
+
+
+def unsafe(name):
+    return len(name) > 300 or name.startswith("/") or "\\" in name or ".." in name.split("/") or not name.isprintable()
+
+
+def tar_members(stream, where, skipped, start=0, compressed=None):
+    """Members of an uncompressed tar stream that begins at the header at `start`. compressed(): bytes that went into the
+    stream so far, where it comes out of a decompressor. Raises DataError where the archive is damaged or a bomb."""
+    position = start
+
+    def take(count):
+        nonlocal position
+        while count:
+            try:
+                piece = stream.read(min(count, 1 << 20))
+            except (OSError, EOFError, zlib.error) as error:  # the decompressors' words for damaged bytes
+                raise DataError(f"{where}: damaged after byte {position} ({shown(error)}): fetch it again") from None
+            if not piece:
+                raise DataError(f"{where}: ends inside a member at byte {position}: truncated? fetch it again")
+            position += len(piece)
+            count -= len(piece)
+            if compressed and position > 1 << 26 and position > 200 * compressed():
+                raise DataError(f"{where}: unpacks to over 200 times its size: a zip bomb, not a set of clips")
+            yield piece
+
+    def number(field):  # octal text, or binary with the high bit set
+        if field[0] & 0x80:
+            return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
+        return int(field.strip(b" \0") or b"0", 8)
+
+    longer = size_beyond = None
+    while True:
+        offset = position
+        header = b"".join(take(512))
+        if not any(header):
+            return
+        try:
+            if number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32:
+                raise ValueError
+            size = number(header[124:136])
+        except ValueError:
+            raise DataError(f"{where}: no tar header at byte {offset}: damaged, or not a tar") from None
+        kind, prefix = header[156:157], header[345:500] if header[257:262] == b"ustar" and header[263:265] == b"00" else b""
+        name = b"/".join(part.split(b"\0")[0] for part in (prefix, header[:100]) if part[:1] != b"\0" and part)
+        name, size = longer or name, size if size_beyond is None else size_beyond
+        name = name.decode("utf-8", "replace")
+        if not 0 <= size <= MAX_MEMBER:
+            raise DataError(f"{where}: member {shown(name)} declares {size} bytes, at most {MAX_MEMBER} expected")
+        padding = -size % 512
+        if kind in (b"L", b"x", b"K", b"g"):  # the next member's long name, in GNU's or the POSIX way; K and g say nothing here
+            if size > 1 << 16:
+                raise DataError(f"{where}: a member's name of {size} bytes")
+            text = b"".join(take(size + padding))[:size]
+            if kind == b"L":
+                longer = text.rstrip(b"\0")
+            elif kind == b"x":
+                fields = dict(line.partition(b" ")[2].partition(b"=")[::2] for line in text.split(b"\n"))
+                longer = fields.get(b"path", longer)
+                size_beyond = int(fields[b"size"]) if fields.get(b"size", b"").isdigit() else None
+            continue
+        longer = size_beyond = None
+        if kind not in (b"0", b"\0", b"7"):
+            if kind != b"5":
+                note(skipped, "a link, a device or another special member, which is not followed", name)
+            continue
+        left = size
+
+        def read():
+            nonlocal left
+            if size > MAX_FILE:
+                raise DataError(f"{shown(name)}: {size} bytes, at most {MAX_FILE} expected")
+            left = 0
+            return b"".join(take(size))
+
+        if unsafe(name):
+            note(skipped, "an unsafe name", name)
+        else:
+            yield name, read, offset
+        for _ in take(left + padding):
+            pass
+
+
+def zip_members(file, where, skipped):
+    """Members of a zip. Raises DataError where its directory is damaged."""
+    with open_zip(file, where) as archive:
+        for info in archive.infolist():
+            name = info.filename
+            if unsafe(name):
+                note(skipped, "an unsafe name", name)
+            elif stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                note(skipped, "a link, a device or another special member, which is not followed", name)
+            elif not info.is_dir():
+
+                def read(info=info, name=name):
+                    if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                        raise DataError(f"{shown(name)}: encrypted, or packed in another way than zip's usual two")
+                    if info.file_size > MAX_FILE or info.file_size > 1040 * info.compress_size + 64:
+                        raise DataError(f"{shown(name)}: declares {info.file_size} bytes in {info.compress_size}: a zip bomb")
+                    try:
+                        with archive.open(info) as member:
+                            return member.read(MAX_FILE)
+                    except Exception as error:  # zlib.error, BadZipFile, EOFError, NotImplementedError, ...
+                        raise DataError(f"{shown(name)}: cannot be unpacked ({shown(error)})") from None
+
+                yield name, read, None
+
+
+def folder_members(path, skipped):
+    """The regular files of a folder, in order; links are not followed."""
+    for folder, below, files in os.walk(path):
+        below.sort()
+        for name in below:
+            if os.path.islink(os.path.join(folder, name)):
+                note(skipped, "a link, a device or another special member, which is not followed", name)
+        for name in sorted(files):
+            full = os.path.join(folder, name)
+            if stat.S_ISREG(os.lstat(full).st_mode):
+                yield os.path.relpath(full, path).replace(os.sep, "/"), lambda full=full: read_file(full), None
+            else:
+                note(skipped, "a link, a device or another special member, which is not followed", name)
+
+
+def stream_members(stream, where, skipped, consumed, start=0):
+    """Members of a tar, tar.bz2 or tar.gz in a buffered stream; consumed(): bytes of the stream that were read."""
+    magic = stream.peek(4)[:4] if not start else b""
+    if magic[:3] == b"BZh":
+        yield from tar_members(bz2.BZ2File(stream), where, skipped, compressed=consumed)
+    elif magic[:2] == b"\x1f\x8b":
+        yield from tar_members(gzip.GzipFile(fileobj=stream), where, skipped, compressed=consumed)
+    else:
+        yield from tar_members(stream, where, skipped, start)
+
+
+def members(path, skipped, progress=None):
+    """Members of a folder, a zip or a tar on this machine. Where an archive is damaged, what came before is used."""
+    if os.path.isdir(path):
+        yield from folder_members(path, skipped)
+        return
+    with open(path, "rb") as file:
+        size = os.path.getsize(path)
+        found = zip_members(file, shown(path), skipped) if file.peek(4)[:4] == b"PK\3\4" else \
+            stream_members(file, shown(path), skipped, file.tell)
+        yield from survive(found, shown(path), skipped, lambda: progress and progress(file.tell(), size))
+
+
+def survive(found, where, skipped, each=lambda: None):
+    """Members up to the point where the archive is damaged, which is reported."""
+    try:
+        for member in found:
+            each()
+            yield member
+    except Broken:
+        raise
+    except DataError as error:
+        note(skipped, f"the rest of the archive ({reason(error, where)})", where)
+
+
+# ---- The paper's three sets -----------------------------------------------------------------------------------------
+
+CHAIR = "https://www.di.ens.fr/willow/research/seeing3Dchairs/data/rendered_chairs.tar"
+WEIZMANN = "http://www.wisdom.weizmann.ac.il/~vision/VideoAnalysis/Demos/SpaceTimeActions/DB/"
+GOLF = "http://data.csail.mit.edu/videogan/golf.tar.bz2"
+CHAIRS, GOLFS = 820, 500  # models and clips that the paper drew
+MAX_RENDERS = 200  # of one model; the real ones have 62
+RENDER = re.compile(r"(?:.*/)?([^/]+)/renders/image_(\d+)_p(\d+)_t\d+_r\d+\.png")
+FILM = re.compile(r"(?:.*/)?([a-z]+)_(bend|jack|jump|pjump|run|side|skip|walk|wave1|wave2)([12]?)\.avi", re.IGNORECASE)
+
+
+class Spool:
+    """Clips read so far, in a folder beside the set, one file for each entry: what an interrupted run left is taken up,
+    if it was made with the same settings, and memory holds one entry at a time."""
+
+    def __init__(self, folder, settings, force):
+        self.folder, self.names, self.offset = folder, [], 0
+        self.settings = read_note(folder / "settings.json")
+        try:
+            if force or {**self.settings, "validator": None} != {**settings, "validator": None}:
+                raise ValueError
+            for path in self.paths():
+                with np.load(path, allow_pickle=False) as record:
+                    self.names.append(str(record["name"]))
+                    self.offset = int(record["offset"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            shutil.rmtree(folder, ignore_errors=True)
+            self.names, self.offset, self.settings = [], 0, settings
+
+    def paths(self):
+        return sorted(self.folder.glob("[0-9]*.npz"))
+
+    def add(self, name, videos, kinds, offset):
+        """videos uint8 [S, L, H, W, 3] of one entry, kinds: S texts, offset: where the archive is taken up after it."""
+        if not self.names:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_beside(self.folder / "settings.json", lambda path: path.write_text(json.dumps(self.settings)))
+
+        def write(temporary):
+            with open(temporary, "wb") as file:
+                np.savez(file, name=name, videos=videos, kinds=np.array(kinds), offset=offset)
+
+        write_beside(self.folder / f"{len(self.names):06d}.npz", write)
+        self.names.append(name)
+        self.offset = offset
+
+    def entries(self):
+        """(name, videos, kinds) of every entry."""
+        for name, path in zip(self.names, self.paths()):
+            with np.load(path, allow_pickle=False) as record:
+                yield name, record["videos"], record["kinds"].tolist()
+
+
+def source_members(options, official, skipped, spool):
+    """Members of what --source names, or of the official address; a streamed tar goes on where the spool ends."""
+    source = options.source or official
+    if is_url(source) and not options.keep:
+        # A compressed archive cannot be entered in the middle: it is read again, what the spool has is not decoded again.
+        start = 0 if options.sha256 or not spool.settings["resumable"] else spool.offset
+        remote = Remote(source, options.timeout, options.retries, start, spool.settings["validator"],
+                        Progress("reading", "MB", 1e6), MAX_ARCHIVE)
+        spool.settings["validator"] = remote.validator
+        with remote, io.BufferedReader(remote, 1 << 20) as stream:
+            found = stream_members(stream, shown(source), skipped, lambda: remote.position, start)
+            yield from survive(found, shown(source), skipped)
+            while stream.read(1 << 20):  # to the end: the length and the sum are of the whole
+                pass
+            if remote.hash:
+                check_hash(remote.hash.hexdigest(), options.sha256, shown(source))
+        return
+    yield from members(local(options, source), skipped, Progress("reading", "MB", 1e6))
+
+
+def local(options, source):
+    """A path on this machine for --source, downloaded if it is an address. Checks --sha256."""
+    path = Path(source)
+    if is_url(source):
+        name = shown(source.split("?")[0].rstrip("/").rpartition("/")[2])
+        if not NAME.fullmatch(name):
+            raise DataError(f"{shown(source)}: the address does not end with a file's name: download it and give the file as --source")
+        path = Path(options.out) / "downloads" / f"{zlib.crc32(source.encode()):08x}-{name}"  # two sources may share a name
+        download(source, path, options)
+        options.fetched.append(path)
+    elif not path.exists():
+        raise DataError(f"--source {shown(source)}: does not exist: check the path")
+    if path.is_file() and (options.sha256 or is_url(source)):
+        with open(path, "rb") as file:
+            check_hash(hashlib.file_digest(file, "sha256").hexdigest(), options.sha256, shown(path))
+    elif options.sha256:
+        raise DataError("--sha256 checks one archive; the source is a folder: leave it out")
+    return path
+
+
+def new_spool(options, **settings):
+    source = options.source or ""
+    if source and not is_url(source) and os.path.exists(source):
+        settings["version"] = [os.path.getsize(source), os.stat(source).st_mtime_ns]
+    settings.update(source=source, frames=options.frames, size=options.size, validator=None)
+    return Spool(Path(options.out) / f".{options.command}.part", settings, options.force)
+
+
+def chair(options, skipped):
+    """'Seeing 3D Chairs' (paper section 4.1, appendix A) -> Clips.
+
+    A model is rendered from 31 azimuths at each of two elevations. Its four sequences: at either elevation the turn that
+    begins at the first view, and the one that begins half a turn later and runs over the end of the circle; the first 16
+    views of each. 820 models are drawn with the seed. The clips come sequence by sequence: the first 820 are every model
+    at the lower elevation from the first view, which is the paper's 'identity x one rotation'; --clips cuts the list."""
+    frames, size = options.frames, options.size
+    spool = new_spool(options, resumable=not (options.source or CHAIR).split("?")[0].endswith(("bz2", "gz")))
+    seen = set(spool.names)
+
+    def finish_model(name, renders, offset):
+        videos, kinds = [], []
+        for elevation, views in sorted(renders.items())[:2]:
+            ring = [views[number] for number in sorted(views)]
+            for part, start in enumerate((0, (len(ring) + 1) // 2)):
+                if len(ring) >= frames:
+                    videos.append([ring[(start + t) % len(ring)] for t in range(frames)])
+                    kinds.append(f"elevation {elevation}, {'first' if part == 0 else 'second'} half of the turn")
+        if videos:
+            spool.add(name, np.array(videos, np.uint8), kinds, offset)
+        else:
+            note(skipped, f"a model with fewer than {frames} usable renders", name)
+
+    current, renders = None, {}
+    for name, read, offset in [] if spool.offset < 0 else source_members(options, CHAIR, skipped, spool):
+        match = RENDER.fullmatch(name)
+        if match is None:
+            continue
+        model, number, elevation = match[1], int(match[2][:9]), int(match[3][:9])
+        if model != current:
+            if renders:
+                finish_model(current, renders, offset)
+            current, renders = model, {}
+            again = model in seen
+            seen.add(model)
+            if again and model not in spool.names:
+                note(skipped, "a model that comes twice", model)
+        if again:
+            continue
+        views = renders.setdefault(elevation, {})
+        try:
+            if number in views or sum(map(len, renders.values())) >= MAX_RENDERS:
+                raise DataError(f"{shown(name)}: one render too many in its model")
+            views[number] = fit(next(pictures(read(), shown(name))), size, share=2 / 3)
+        except Broken:
+            raise
+        except DataError as error:
+            note(skipped, reason(error, shown(name)), name)
+    if renders:
+        finish_model(current, renders, -1)
+    if not spool.names:
+        return None
+    order = sorted(spool.names)
+    drawn = [order[index] for index in np.random.default_rng(options.seed).permutation(len(order))[:CHAIRS]]
+    rank = {name: index for index, name in enumerate(drawn)}
+    cells = sorted((kind, rank[name]) for name, _, kinds in spool.entries() if name in rank for kind in kinds)[: options.clips]
+    place = {cell: index for index, cell in enumerate(cells)}
+    videos = np.empty((len(cells), frames, size, size, 3), np.uint8)
+    for name, clips, kinds in spool.entries():
+        for kind, clip in zip(kinds, clips):
+            if (kind, rank.get(name)) in place:
+                videos[place[kind, rank[name]]] = clip
+    kinds, used = list(dict.fromkeys(kind for kind, _ in cells)), sorted({row for _, row in cells})
+    rows = {row: index for index, row in enumerate(used)}
+    return Clips(videos, np.array([rows[row] for _, row in cells], np.int64),
+                 np.array([kinds.index(kind) for kind, _ in cells], np.int64), [drawn[row] for row in used], kinds,
+                 [f"{drawn[row]} {kind}" for kind, row in cells], f"Seeing 3D Chairs, {options.source or CHAIR}")
+
+
+def weizmann(options, skipped):
+    """Weizmann's actions (paper section 4.1, appendix A) -> Clips: persons x actions, whole films kept in `full`.
+
+    Of a person's two films of one action (lena's run, skip, walk) the first is taken."""
+    source = options.source or WEIZMANN
+    if is_url(source) and not re.search(r"\.(zip|tar|gz|bz2)(\?|$)", source):
+        if options.sha256:
+            raise DataError("--sha256 checks one archive, and these are ten: leave it out, or give one archive as --source")
+        paths = [local(options, f"{source.rstrip('/')}/{action}.zip") for action in ACTIONS]
+    else:
+        paths = [local(options, source)]
+    films = {}
+
+    def read_film(name, read):
+        match = FILM.fullmatch(name)
+        if match is None:
+            return
+        key = match[1].lower(), match[2].lower()
+        if match[3] == "2":
+            note(skipped, "a person's second film of an action", name)
+            return
+        try:
+            if key in films:
+                raise DataError("two clips of one name")
+            if len(films) >= MAX_FILMS:
+                raise DataError(f"more than {MAX_FILMS} films")
+            clip = np.stack([fit(Image.fromarray(frame), options.size, not options.no_crop)
+                             for frame in read_avi(read(), shown(name))])
+            if len(clip) < options.frames:
+                raise DataError(f"fewer than {options.frames} frames")
+            films[key] = clip
+        except DataError as error:
+            note(skipped, reason(error, shown(name)), name)
+
+    progress = Progress("reading", "films")
+    for path in paths:
+        for name, read, _ in members(path, skipped):
+            if path.is_dir() and name.lower().endswith(".zip"):
+                for inner, read_inner, _ in members(path / name, skipped):
+                    read_film(inner, read_inner)
+            else:
+                read_film(name, read)
+            progress(len(films), 90)
+    if not films:
+        return None
+    keys = sorted(films)[: options.clips]
+    static, transient = zip(*keys)
+    return together([films.pop(key) for key in keys], options.frames, [f"{s}_{t}" for s, t in keys], static, transient,
+                    f"Weizmann actions, {source}{', not cropped' if options.no_crop else ''}")
+
+
+def golf(options, skipped):
+    """Golf scenes of 'Generating Videos with Scene Dynamics' (paper section 4.1) -> Clips.
+
+    Reading stops when there are enough clips, so the draw is made on the way: the seed tosses for every strip, one in four
+    is taken, and one from each folder (a video) where the list has as many folders as clips are wanted. What the toss
+    passed over fills up an archive that is too small. A clip keeps the first frames of its strip."""
+    wanted, frames = options.clips or GOLFS, options.frames
+    source = options.source or GOLF
+    if options.sha256 and is_url(source) and not options.keep:
+        raise DataError("--sha256 needs --keep here: reading stops long before the archive's end")
+    names, many = golf_list(options, source)
+    spool = new_spool(options, seed=options.seed, clips=wanted, resumable=False)
+    have, folders, spare, seen = set(spool.names), set(), {}, set()
+    folders.update(name.rpartition("/")[0] for name in have)
+    for name, read, _ in [] if len(have) >= wanted else source_members(options, GOLF, skipped, spool):
+        if not name.lower().endswith((".jpg", ".jpeg", ".png")):
+            continue
+        name = strip_name(name)
+        if name in seen or name in have:
+            if name in seen:
+                note(skipped, "two clips of one name", name)
+            continue
+        seen.add(name)
+        if names is not None and zlib.crc32(name.encode()) not in names:
+            note(skipped, "not in the list", name)
+            continue
+        toss = np.random.default_rng([options.seed, zlib.crc32(name.encode())]).random() < 0.25
+        if many and name.rpartition("/")[0] in folders:
+            toss = False
+        if not toss and len(spare) >= min(wanted, MAX_SPARE):
+            continue
+        try:
+            picture = next(pictures(read(), shown(name)))
+            if picture.width >= picture.height:
+                raise DataError(f"{shown(name)}: not a vertical strip")
+            strip = read_strip(picture, shown(name))
+            if len(strip) < frames:
+                raise DataError(f"{shown(name)}: fewer than {frames} frames")
+            video = np.stack([fit(frame, options.size) for frame in strip[:frames]])
+        except Broken:
+            raise
+        except DataError as error:
+            note(skipped, reason(error, shown(name)), name)
+            continue
+        if toss:
+            spool.add(name, video[None], [""], 0)
+            folders.add(name.rpartition("/")[0])
+        else:
+            spare[name] = video
+        if len(spool.names) >= wanted:
+            break
+    clips = {name: videos[0] for name, videos, _ in spool.entries()}
+    clips.update(list(spare.items())[: wanted - len(clips)])
+    if not clips:
+        return None
+    order = sorted(clips, key=natural)
+    return together([clips.pop(name) for name in order], frames, order, order, order, f"golf scenes, {source}")
+
+
+def strip_name(name):
+    """A strip's path without what lies above the archive's folder, and without its suffix."""
+    return name.rpartition("frames-stable-many/")[2].rpartition(".")[0]
+
+
+def golf_list(options, source):
+    """golf.txt beside the archive -> (the checksums of the names in it, whether it has as many folders as clips are wanted).
+    (None, False) without a list: every strip counts."""
+    if is_url(source):
+        address = urllib.parse.urljoin(source, "golf.txt")
+        try:
+            with Remote(address, options.timeout, options.retries, limit=MAX_FILE) as remote:
+                text = remote.read()
+        except Broken:
+            raise
+        except DataError as error:
+            print(f"no list, every strip counts: {error}")
+            return None, False
+    else:
+        places = [Path(source) / "golf.txt", Path(source).parent / "golf.txt"]
+        path = next((path for path in places if path.is_file()), None)
+        if path is None:
+            print(f"no list, every strip counts: {shown(places[-1])} does not exist")
+            return None, False
+        text = read_file(path)
+    names = [strip_name(line.strip().decode("utf-8", "replace")) for line in text.splitlines() if line.strip()]
+    return {zlib.crc32(name.encode()) for name in names}, \
+        len({name.rpartition("/")[0] for name in names}) >= (options.clips or GOLFS)
+
+
 # ---- Commands --------------------------------------------------------------------------------------------------------
 
 
@@ -917,12 +1595,6 @@ class Progress:
         print(f"\r{text:<78}" if terminal else text, end="\n" if not terminal or done == total else "", file=sys.stderr, flush=True)
 
 
-def report(skipped):
-    """Say what was left out: how many, why, and the first names. skipped: {why: [names]}."""
-    for why, names in skipped.items():
-        print(f"skipped {len(names)}: {why}: {', '.join(map(shown, names[:5]))}{', ...' if len(names) > 5 else ''}")
-
-
 def finish(clips, out):
     """Write the set and its contact sheet, and say where."""
     save(clips, out)
@@ -937,56 +1609,49 @@ def finish(clips, out):
     print(f"look at {picture}")
 
 
-def folder(path, frames, size, grid, crop):
-    """Anybody's clips -> Clips. A clip is named by its file or folder; `grid` reads static_transient. Raises DataError."""
-    skipped, names, clips = {}, [], []
+def folder(options, skipped):
+    """Anybody's clips -> Clips. A clip is named by its file or folder; --grid reads static_transient. Raises DataError."""
+    path, size, crop = options.path, options.size, not options.no_crop
 
-    def found():  # (name, how to read it)
-        if str(path).lower().endswith(".npz") and not os.path.isdir(path):
-            if not os.path.isfile(path):
-                raise DataError(f"{shown(path)}: does not exist: check the path")
-            with open(path, "rb") as file, open_zip(file, shown(path)) as archive:
-                for info in sorted(archive.infolist(), key=lambda info: natural(info.filename)):
-                    yield info.filename.removesuffix(".npy"), lambda info=info: from_npz(archive, info)
-        else:
-            for entry in listing(path):
-                if entry.is_symlink():
-                    skipped.setdefault("a link, which is not followed", []).append(entry.name)
-                elif entry.is_dir():
-                    yield entry.name, lambda entry=entry: read_clip(entry.path, None, size, crop)
-                elif entry.name.lower().endswith(SUFFIXES):
-                    yield Path(entry.name).stem, lambda entry=entry: read_clip(entry.path, None, size, crop)
-                else:
-                    skipped.setdefault("not a clip", []).append(entry.name)
-
-    def from_npz(archive, info):
-        where = f"{shown(path)}: key {shown(info.filename.removesuffix('.npy'))!r}"
+    def from_npz(archive, info, where):
         shape, dtype = read_npy(archive, info, where, peek=True)
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-            raise DataError(f"{where} is {dtype} {shape}, uint8 [T, H, W, 3] expected")
-        return np.stack([fit(Image.fromarray(frame), size, crop) for frame in read_npy(archive, info, where)])
+            raise DataError(f"{where}: {dtype} {shape}, uint8 [T, H, W, 3] expected")
+        return np.stack([fit(Image.fromarray(frame), size, crop) for frame in read_npy(archive, info, where)[:MAX_FRAMES]])
 
-    entries, progress = list(found()) if not str(path).endswith(".npz") else found(), Progress("reading")
-    for index, (name, read) in enumerate(entries):
-        try:
-            if name in names:
-                raise DataError("two clips of one name")
-            if grid and not all(name.rpartition("_")[::2]):
-                raise DataError("--grid reads static_transient, as daria_wave1; no such name")
-            clip = read()
-            if len(clip) < frames:
-                raise DataError(f"fewer than {frames} frames")
-            names.append(name)
-            clips.append(clip)
-        except DataError as error:
-            skipped.setdefault(str(error), []).append(name)
-        progress(index + 1, len(entries) if isinstance(entries, list) else None)
-    report(skipped)
+    with contextlib.ExitStack() as stack:
+        entries = []  # (name, what messages call it, how to read it)
+        if os.path.isfile(path):
+            archive = stack.enter_context(open_zip(stack.enter_context(open(path, "rb")), shown(path)))
+            for info in sorted(archive.infolist(), key=lambda info: natural(info.filename)):
+                name = info.filename.removesuffix(".npy")
+                entries.append((name, shown(name), lambda info=info, name=name: from_npz(archive, info, shown(name))))
+        for entry in listing(path) if os.path.isdir(path) else []:
+            name = entry.name if entry.is_dir() else Path(entry.name).stem
+            if entry.is_symlink():
+                note(skipped, "a link, which is not followed", entry.name)
+            elif entry.is_dir() or entry.name.lower().endswith(SUFFIXES):
+                entries.append((name, shown(entry.path), lambda entry=entry: read_clip(entry.path, None, size, crop)))
+            else:
+                note(skipped, "not a clip", entry.name)
+        clips, progress = {}, Progress("reading")
+        for index, (name, where, read) in enumerate(entries):
+            try:
+                if name in clips:
+                    raise DataError("two clips of one name")
+                if options.grid and not all(name.rpartition("_")[::2]):
+                    raise DataError("--grid reads static_transient, as daria_wave1; this is no such name")
+                clip = read()
+                if len(clip) < options.frames:
+                    raise DataError(f"fewer than {options.frames} frames")
+                clips[name] = clip
+            except DataError as error:
+                note(skipped, reason(error, where), name)
+            progress(index + 1, len(entries))
     if not clips:
-        raise DataError(f"{shown(path)}: no usable clip{'' if skipped else ': it holds none'}; see python data_prep.py folder --help")
-    pairs = [name.rpartition("_")[::2] for name in names] if grid else [(name, name) for name in names]
-    static, transient = zip(*pairs)
-    return together(clips, frames, names, static, transient, f"clips of {Path(path).name}")
+        return None
+    pairs = [name.rpartition("_")[::2] if options.grid else (name, name) for name in clips]
+    return together(list(clips.values()), options.frames, list(clips), *zip(*pairs), f"clips of {Path(path).name}")
 
 
 def main(arguments=None):
@@ -1001,6 +1666,18 @@ def main(arguments=None):
         sub.add_argument("--force", action="store_true", help="redo a set that is already there")
         return sub
 
+    for name, text, count in (("chair", "Seeing 3D Chairs, 3 GB", f"clips ({4 * CHAIRS}: {CHAIRS} models in 4 sequences)"),
+                              ("weizmann", "Weizmann's actions", "clips (90: 9 persons x 10 actions)"),
+                              ("golf", "golf scenes", f"clips ({GOLFS})")):
+        sub = command(name, text)
+        sub.add_argument("--source", help="a folder, an archive or an http(s) address instead of the official address")
+        sub.add_argument("--clips", type=int, help=count)
+        sub.add_argument("--seed", type=int, default=0, help="of the draw")
+        sub.add_argument("--keep", action="store_true", help="download the archive whole and keep it")
+        sub.add_argument("--sha256", help="refuse an archive with another SHA-256")
+        sub.add_argument("--timeout", type=float, default=30, help="seconds without an answer")
+        sub.add_argument("--retries", type=int, default=5, help="tries after a broken connection")
+        sub.add_argument("--no-crop", action="store_true", help="weizmann: squeeze whole frames (the paper's action exchange)")
     sub = command("folder", "your own clips: a folder of files, of frame folders or of strips, or an npz of arrays")
     sub.add_argument("path")
     sub.add_argument("--name", required=True, help="the set's name")
@@ -1008,9 +1685,9 @@ def main(arguments=None):
     sub.add_argument("--no-crop", action="store_true", help="squeeze whole frames instead of cutting a square")
     sub = command("draw", "the drawn stand-ins, as a file")
     sub.add_argument("what", choices=("chair", "weizmann"))
-    sub.add_argument("--clips", type=int, help="chairs to draw (64 when left out)")
+    sub.add_argument("--clips", type=int, help="chairs to draw (64)")
     sub.add_argument("--seed", type=int, default=0, help="draws other ones")
-    sub.add_argument("--name", help="the set's name (drawn_chair or drawn_weizmann when left out)")
+    sub.add_argument("--name", help="the set's name (drawn_chair or drawn_weizmann)")
 
     options = parser.parse_args(arguments)
     try:
@@ -1028,26 +1705,57 @@ def run(options):
     name = getattr(options, "name", None) or ("drawn_" + options.what if options.command == "draw" else options.command)
     if not NAME.fullmatch(name):
         raise DataError(f"--name {shown(name)}: letters, digits, dot, dash and underscore expected")
-    for key, low, high in (("frames", 1, MAX_FRAMES), ("size", 8, 1024), ("clips", 1, MAX_CLIPS), ("seed", 0, 2**32)):
+    for key, low, high in (("frames", 1, MAX_FRAMES), ("size", 8, 1024), ("clips", 1, MAX_CLIPS), ("seed", 0, 2**32),
+                           ("timeout", 0.1, 3600), ("retries", 0, 100)):
         value = getattr(options, key, None)
         if value is not None and not low <= value <= high:
             raise DataError(f"--{key} {value}: {low} to {high} expected")
+    if not re.fullmatch("([0-9a-fA-F]{64})?", getattr(options, "sha256", None) or ""):
+        raise DataError(f"--sha256 {shown(options.sha256)}: 64 hexadecimal digits expected")
     out = Path(options.out) / f"{name}.npz"
     if out.exists() and not options.force:
-        there = load(out)
+        try:
+            there = load(out)
+        except DataError as error:
+            raise DataError(f"{error}; --force makes it anew") from None
         n, frames, high, wide = there.videos.shape[:4]
         print(f"{out} is there: {n} clips x {frames} frames x {high} x {wide}, {there.source}; --force redoes it")
         return
     if options.command == "folder" and not os.path.exists(options.path):
         raise DataError(f"{shown(options.path)}: does not exist: check the path")
     out.parent.mkdir(parents=True, exist_ok=True)
-    if options.command == "folder":
-        clips = folder(options.path, options.frames, options.size, options.grid, not options.no_crop)
-    elif options.what == "chair":
-        clips = draw_chairs(options.clips or 64, options.frames, options.size, options.seed, Progress("drawing"))
+    remove_leftovers(out)
+    if options.command == "draw":
+        if options.what == "chair":
+            clips = draw_chairs(options.clips or 64, options.frames, options.size, options.seed, Progress("drawing"))
+        else:
+            clips = draw_people(options.frames, options.size, options.seed, Progress("drawing"))
     else:
-        clips = draw_people(options.frames, options.size, options.seed, Progress("drawing"))
+        skipped, options.fetched = {}, []
+        try:
+            clips = {"chair": chair, "weizmann": weizmann, "golf": golf, "folder": folder}[options.command](options, skipped)
+        finally:
+            report(skipped)
+        if clips is None:
+            raise DataError(f"{shown(getattr(options, 'path', None) or options.source or options.command)}: no usable clip"
+                            f"{' (see what was skipped above)' if skipped else ''}: nothing was written")
     finish(clips, out)
+    if options.command in ("chair", "weizmann", "golf"):
+        shutil.rmtree(out.parent / f".{name}.part", ignore_errors=True)
+        for path in options.fetched:
+            print(f"kept {path}") if options.keep else path.unlink()
+
+
+def remove_leftovers(out):
+    """Remove the temporary files of runs that were killed while they wrote this set."""
+    for path in out.parent.glob(f".{out.stem}.*.tmp.*"):
+        pid = path.name.removeprefix(f".{out.stem}.").split(".")[0]
+        try:
+            os.kill(int(pid), 0)
+        except (ValueError, ProcessLookupError):
+            path.unlink(missing_ok=True)
+        except PermissionError:
+            pass
 
 
 if __name__ == "__main__":
