@@ -1,6 +1,6 @@
 """Every data set of nav.py becomes one file, data/NAME.npz, with a contact sheet data/NAME.png beside it.
 
-    python data_prep.py folder PATH --name mine            # your own clips: GIF, APNG, WebP, avi, strips, folders of frames
+    python data_prep.py folder PATH --name mine            # your own: GIF, APNG, WebP, avi, strips, folders of frames
     python data_prep.py folder clips.npz --name w4 --grid  # one [T, H, W, 3] uint8 array a clip, named static_transient
     python data_prep.py draw chair --clips 64              # drawn stand-ins: nav.py draws the same ones by itself
     python data_prep.py draw weizmann
@@ -44,6 +44,7 @@ MAX_BYTES = 1 << 32  # of one array of a prepared set
 MAX_CLIPS = 100_000
 MAX_MEMBER = 1 << 30  # bytes of one member of an archive, wanted or not
 MAX_ARCHIVE = 1 << 37  # bytes of a download: the golf archive has tens of GB
+BACKOFF = 0.5  # seconds after the first failure of a connection; doubled after each further one
 MAX_FILMS = 1000
 MAX_SPARE = 1000
 PICTURES = ("PNG", "GIF", "WEBP", "JPEG", "BMP")  # the decoders that hostile bytes may reach
@@ -131,7 +132,7 @@ def open_zip(file, where):
         tail = file.read()
         end = tail.rfind(b"PK\5\6")
         if end < 0 or len(tail) < end + 22:
-            raise DataError(f"{where}: not a whole zip file (its directory is missing): truncated? make or fetch it again")
+            raise DataError(f"{where}: not a whole zip file (no directory): truncated? make or fetch it again")
         entries, directory = struct.unpack("<HI", tail[end + 10 : end + 16])
         if b"PK\6\7" in tail[max(0, end - 20) : end] or directory > 1 << 22:
             raise DataError(f"{where}: a zip directory of {directory} bytes or of 64 bits: more than any set needs")
@@ -172,7 +173,8 @@ def read_npy(archive, info, where, peek=False):
 def load(path):
     """Read and check a prepared set -> Clips. Raises DataError naming the key and what was expected."""
     layout = dict(videos=("uint8", 5), static_id=("int64", 1), transient_id=("int64", 1), static_names=("str", 1),
-                  transient_names=("str", 1), names=("str", 1), source=("str", 0), full=("uint8", 4), length=("int64", 1))
+                  transient_names=("str", 1), names=("str", 1), source=("str", 0), full=("uint8", 4),
+                  length=("int64", 1))
     try:
         file = open(path, "rb")
     except OSError as error:
@@ -211,10 +213,12 @@ def load(path):
         full, length = arrays["full"], arrays["length"]
         check(len(length) == clips, "length", f"has {len(length)} entries, one for each of {clips} clips expected")
         check(length.min() >= frames and length.max() <= len(full) and length.sum() == len(full), "length",
-              f"adds up to {length.sum()} frames and is at least {length.min()}, {len(full)} (key 'full') and {frames} expected")
-        check(full.shape[1:] == videos.shape[2:], "full", f"has frames of {full.shape[1:]}, {videos.shape[2:]} expected")
+              f"adds up to {length.sum()} frames, at least {length.min()} each; {len(full)} and {frames} expected")
+        check(full.shape[1:] == videos.shape[2:], "full",
+              f"has frames of {full.shape[1:]}, {videos.shape[2:]} expected")
     texts = {key: arrays[key].tolist() for key in ("static_names", "transient_names", "names")}
-    return Clips(videos, arrays["static_id"], arrays["transient_id"], **texts, source=" ".join(str(arrays["source"]).split()),
+    source = " ".join(str(arrays["source"]).split())  # one line
+    return Clips(videos, arrays["static_id"], arrays["transient_id"], **texts, source=source,
                  full=arrays.get("full"), length=arrays.get("length"))
 
 
@@ -283,8 +287,8 @@ def write_gif(video, path, fps=8):
 
 
 def fit(image, size, crop=True, share=1.0):
-    """A PIL RGB image -> uint8 [size, size, 3]: the largest centred square, or that share of its side (all of the picture
-    without `crop`), resized with an antialiased bicubic filter. size None keeps the picture as it is, [H, W, 3]."""
+    """A PIL RGB image -> uint8 [size, size, 3]: the largest centred square, or that share of its side (all of the
+    picture without `crop`), resized with an antialiased bicubic filter. size None keeps the picture as it is."""
     if size is None:
         return np.asarray(image)
     wide, high = image.size
@@ -312,7 +316,8 @@ def pictures(data, where):
                 if image.mode[0] in "IF":
                     raise DataError(f"{where}: {image.mode} pixels (more than 8 bits): save it with 8 bits a channel")
                 if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                    yield Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+                    ground = Image.new("RGBA", image.size, "white")
+                    yield Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
                 else:
                     yield image.convert("RGB")
                 if not getattr(image, "is_animated", False):
@@ -324,11 +329,11 @@ def pictures(data, where):
 
 
 def read_strip(image, where):
-    """One still picture, a whole number of squares high or wide -> its frames, a list of PIL images. Raises DataError."""
+    """One still picture, a whole number of squares high or wide -> its frames, PIL images. Raises DataError."""
     wide, high = image.size
     side = min(wide, high)
     if max(wide, high) % side or wide == high:
-        raise DataError(f"{where}: one picture of {wide} x {high} is no strip: its long side must be a multiple of the short")
+        raise DataError(f"{where}: one picture of {wide} x {high} is no strip: the long side must be a multiple")
     if max(wide, high) // side > MAX_FRAMES:
         raise DataError(f"{where}: a strip of {max(wide, high) // side} frames, at most {MAX_FRAMES} expected")
     if high > wide:
@@ -339,8 +344,8 @@ def read_strip(image, where):
 def read_avi(data, where):
     """Uncompressed 24-bit RIFF avi (bytes) -> its frames, uint8 [H, W, 3] RGB, right way up. Raises DataError.
 
-    Stored bottom-up (a negative height says top-down), BGR, rows padded to 4 bytes. Frames are counted as found, at most
-    MAX_FRAMES: what the header promises is only compared."""
+    Stored bottom-up (a negative height says top-down), BGR, rows padded to 4 bytes. Frames are counted as found, at
+    most MAX_FRAMES: what the header promises is only compared."""
 
     def chunks(begin, end, depth=0):  # the leaves, in the order of the file
         while begin + 8 <= end:
@@ -364,7 +369,7 @@ def read_avi(data, where):
             wide, high, _, bits, codec = struct.unpack("<iiHH4s", data[begin + 4 : begin + 20])
             if codec not in (b"\0\0\0\0", b"DIB ", b"RGB ", b"RAW ") or bits != 24:
                 name = "uncompressed" if codec == b"\0\0\0\0" else "codec " + shown(codec.decode("latin-1"))
-                raise DataError(f"{where}: {name}, {bits} bits a pixel; only uncompressed 24-bit avi is read: convert it")
+                raise DataError(f"{where}: {name}, {bits} bits a pixel; only uncompressed 24-bit is read: convert it")
             if wide < 1 or not 0 < wide * abs(high) <= MAX_PIXELS:
                 raise DataError(f"{where}: frames of {wide} x {high} pixels, at most {MAX_PIXELS} in all expected")
             shape, row = (abs(high), wide), (3 * wide + 3) // 4 * 4
@@ -390,17 +395,18 @@ def natural(name):
 def listing(folder):
     """What a folder holds, hidden files left out, in natural order. Raises DataError."""
     try:
-        entries = sorted((entry for entry in os.scandir(folder) if entry.name[0] not in "._"), key=lambda e: natural(e.name))
+        return sorted((entry for entry in os.scandir(folder) if entry.name[0] not in "._"),
+                      key=lambda entry: natural(entry.name))
     except OSError as error:
         raise DataError(f"{shown(folder)}: cannot be read ({error.strerror}): check the path") from None
-    return entries
 
 
 def read_file(path):
     """The bytes of one regular file of at most MAX_FILE. Raises DataError."""
     try:
         if not os.path.isfile(path):
-            raise DataError(f"{shown(path)}: {'not a regular file' if os.path.exists(path) else 'does not exist'}: check the path")
+            what = "not a regular file" if os.path.exists(path) else "does not exist"
+            raise DataError(f"{shown(path)}: {what}: check the path")
         if os.path.getsize(path) > MAX_FILE:
             raise DataError(f"{shown(path)}: {os.path.getsize(path)} bytes, at most {MAX_FILE} expected")
         with open(path, "rb") as file:
@@ -436,7 +442,7 @@ def read_clip(path, frames=None, size=None, crop=True):
     if len(video) == 1 and not os.path.isdir(path):  # one still picture
         video = [fit(image, size, crop) for image in read_strip(next(pictures(data, where)), where)[:frames]]
     if len(video) < (frames or 1):
-        raise DataError(f"{where}: {len(video)} frames, {frames or 1} expected: give a longer clip or a smaller --frames")
+        raise DataError(f"{where}: {len(video)} frames, {frames or 1} expected: give a longer clip")
     return np.stack(video)
 
 
@@ -449,8 +455,8 @@ SUPERSAMPLE = 4
 
 
 def beam(p, q, at_p, at_q=None, sides=4):
-    """A prism or frustum from p to q. at_p, at_q: half sizes (u, v) of its sections, which lie square to the axis (x, y or
-    z) along which it is longest, so that faces stay flat however far it leans; sides: 4 for a bar, more for a round one."""
+    """A prism or frustum from p to q. at_p, at_q: half sizes (u, v) of its sections, which lie square to the axis (x, y
+    or z) along which it is longest, so that faces stay flat however far it leans. sides: 4, or more for a round one."""
     p, q = np.asarray(p, float), np.asarray(q, float)
     axis = int(np.abs(q - p).argmax())
     u, v = [(1, 2), (2, 0), (0, 1)][axis]
@@ -472,8 +478,8 @@ def turned(piece, degrees):
 
 def wood(rng):
     """A colour for frames and legs: woods, black, white, grey metal."""
-    base = np.array([(96, 58, 32), (140, 88, 48), (186, 132, 82), (214, 178, 128), (46, 40, 40), (232, 230, 224), (150, 154, 160),
-                     (112, 40, 30)])[rng.integers(8)]
+    base = np.array([(96, 58, 32), (140, 88, 48), (186, 132, 82), (214, 178, 128), (46, 40, 40), (232, 230, 224),
+                     (150, 154, 160), (112, 40, 30)])[rng.integers(8)]
     return np.clip(base * rng.uniform(0.85, 1.1) + rng.normal(0, 5, 3), 20, 240)
 
 
@@ -484,8 +490,9 @@ def colour(hue, saturation, value):
 
 
 def make_chair(rng):
-    """A random chair -> [(piece, colour)]. No two pieces share inner points, so that they can be sorted for painting."""
-    frame, soft = wood(rng), colour(rng.uniform(), rng.uniform(0.25, 0.9), rng.uniform(0.45, 0.95))
+    """A random chair -> [(piece, colour)]. No two pieces share inner points, so that they can be sorted."""
+    frame = wood(rng)
+    soft = colour(rng.uniform(), rng.uniform(0.25, 0.9), rng.uniform(0.45, 0.95))
     if rng.random() < 0.3:
         soft = frame.copy()
     parts = []
@@ -535,17 +542,18 @@ def make_chair(rng):
         add(beam((0, 0, 0.09), (0, 0, z), (column, column), sides=10))
         points = int(rng.integers(4, 6))
         for k in range(points):
-            add(turned(beam((1.3 * column, 0, 0.07), (arm, 0, 0.05), (0.022, 0.022), (0.016, 0.014)), 360 * k / points + 45))
-            add(turned(beam((arm - 0.02, 0, 0), (arm - 0.02, 0, 0.033), (0.02, 0.02), sides=8), 360 * k / points + 45))
+            ray = beam((1.3 * column, 0, 0.07), (arm, 0, 0.05), (0.022, 0.022), (0.016, 0.014))
+            wheel = beam((arm - 0.02, 0, 0), (arm - 0.02, 0, 0.033), (0.02, 0.02), sides=8)
+            add(turned(ray, 360 * k / points + 45))
+            add(turned(wheel, 360 * k / points + 45))
         add(beam((0, 0, 0.04), (0, 0, 0.09), (1.2 * column, 1.2 * column), sides=10))
 
     # Seat, with a cushion on some.
     add(beam((0, 0, z), (0, 0, top), (w, d), sides=16 if round_seat else 4), soft if rng.random() < 0.6 else frame)
     post = rng.uniform(0.014, 0.024)
     if back != "tub" and rng.random() < 0.5:
-        soften = 0.03 if not round_seat else 0.06
-        add(beam((0, post, top), (0, post, top + 0.04), (w - soften, d - soften - post), (w - soften - 0.02, d - soften - post - 0.02),
-                 16 if round_seat else 4), soft)
+        u, v = (w - 0.06, d - 0.06 - post) if round_seat else (w - 0.03, d - 0.03 - post)
+        add(beam((0, post, top), (0, post, top + 0.04), (u, v), (u - 0.02, v - 0.02), 16 if round_seat else 4), soft)
 
     # Back: everything stands on the rear edge of the seat and leans away by `lean` at the top.
     rear = -d + post + 0.005
@@ -560,8 +568,8 @@ def make_chair(rng):
         add(beam(at(0, 0), at(0, 1), (w, post), (crown * w, post)), soft)
         if rng.random() < 0.4 and arms == "none":  # wings
             for s in (-1, 1):
-                add(beam(at(s * (w * (1 + crown) / 2 - 0.012), 0.45, post + 0.07), at(s * (w * crown - 0.012), 1, post + 0.05),
-                         (0.012, 0.07), (0.012, 0.05)), soft)
+                low, high = s * (w * (1 + crown) / 2 - 0.012), s * (w * crown - 0.012)
+                add(beam(at(low, 0.45, post + 0.07), at(high, 1, post + 0.05), (0.012, 0.07), (0.012, 0.05)), soft)
     elif back in ("slats", "padded", "spindles"):
         for s in (-1, 1):
             add(beam(at(s * px, 0), at(s * px, 1), (post, post)))
@@ -592,10 +600,9 @@ def make_chair(rng):
     if arms != "none" and back != "tub" and not round_seat:
         h, front = rng.uniform(0.17, 0.26), d - 0.04
         if arms == "posts":
-            for s in (-1, 1):
-                add(beam((s * (w - 0.02), front - 0.02, top), (s * (w - 0.02), front - 0.02, top + h), (0.014, 0.014)))
-                add(beam((s * (w - 0.02), rear + post, top + h + 0.014), (s * (w - 0.02), front + 0.01, top + h + 0.014),
-                         (0.014, 0.026)))
+            for x in (0.02 - w, w - 0.02):
+                add(beam((x, front - 0.02, top), (x, front - 0.02, top + h), (0.014, 0.014)))
+                add(beam((x, rear + post, top + h + 0.014), (x, front + 0.01, top + h + 0.014), (0.014, 0.026)))
         else:
             thick, low = rng.uniform(0.02, 0.04), rng.uniform(0.3, 0.9)
             for s in (-1, 1):
@@ -619,8 +626,8 @@ def faces_of(piece):
 def paint_order(pieces, surfaces, cameras):
     """Which piece hides which: bool [K, P, P], [k, a, b] true where a must be painted before b, as seen from camera k.
 
-    Two convex pieces are always separated by a plane; here by a face of either, the one with the widest gap. What lies on
-    the camera's side of that plane can hide the other piece and is never hidden by it."""
+    Two convex pieces are always separated by a plane; here by a face of either, the one with the widest gap. What lies
+    on the camera's side of that plane can hide the other piece and is never hidden by it."""
     normals = np.concatenate([normal for _, normal, _ in surfaces])
     offsets = np.concatenate([offset for _, _, offset in surfaces])
     last = np.cumsum([len(offset) for _, _, offset in surfaces])
@@ -641,7 +648,7 @@ def in_order(before, farthest):
     """Indices of pieces, hidden ones first: always the farthest for which nothing is left to paint first."""
     waiting, order = before.sum(0), []
     while farthest:
-        pick = next((piece for piece in farthest if not waiting[piece]), farthest[0])  # pieces hiding in a ring: the farthest
+        pick = next((piece for piece in farthest if not waiting[piece]), farthest[0])  # the farthest, too, of a ring
         farthest.remove(pick)
         waiting -= before[pick]
         order.append(pick)
@@ -649,8 +656,8 @@ def in_order(before, farthest):
 
 
 def render_chair(parts, frames, size, fill):
-    """Pieces -> uint8 [frames, size, size, 3], one azimuth a frame. fill: share of the frame's height that the chair spans;
-    the camera's zoom is the same for all of its frames."""
+    """Pieces -> uint8 [frames, size, size, 3], one azimuth a frame. fill: share of the frame's height that the chair
+    spans; the camera's zoom is the same for all of its frames."""
     pieces, colours = zip(*parts)
     surfaces = [faces_of(piece) for piece in pieces]
     corners = np.concatenate([piece.reshape(-1, 3) for piece in pieces])
@@ -659,7 +666,7 @@ def render_chair(parts, frames, size, fill):
     distance = 5 * np.linalg.norm(corners - middle, axis=1).max()
     azimuth, elevation = np.arange(AZIMUTHS) * 2 * np.pi / AZIMUTHS, np.radians(20)
     ahead, side, zero = np.cos(azimuth), np.sin(azimuth), np.zeros(AZIMUTHS)
-    towards = np.stack([side * np.cos(elevation), ahead * np.cos(elevation), zero + np.sin(elevation)], 1)  # the camera, [K, 3]
+    towards = np.stack([side * np.cos(elevation), ahead * np.cos(elevation), zero + np.sin(elevation)], 1)  # [K, 3]
     right = np.stack([-ahead, side, zero], 1)
     up = np.cross(towards, right)
     cameras = middle + distance * towards
@@ -669,7 +676,7 @@ def render_chair(parts, frames, size, fill):
     low, high = screen.min((0, 1)), screen.max((0, 1))
     big = size * SUPERSAMPLE
     screen = (screen - (low + high) / 2) * big * min(fill / (high[1] - low[1]), 0.92 / (high[0] - low[0])) + big / 2
-    lowest, highest = np.minimum.reduceat(screen, begin[:-1], 1), np.maximum.reduceat(screen, begin[:-1], 1)  # [K, P, 2]
+    lowest, highest = (extreme.reduceat(screen, begin[:-1], 1) for extreme in (np.minimum, np.maximum))  # [K, P, 2]
     meet = (lowest[:, :, None] < highest[:, None]).all(3)
     before = paint_order(pieces, surfaces, cameras) & meet & meet.transpose(0, 2, 1)
     farthest = np.argsort(np.add.reduceat(seen[..., 2], begin[:-1], 1) / np.diff(begin), 1)
@@ -711,8 +718,8 @@ def draw_chairs(clips=64, frames=16, size=64, seed=0, progress=None):
 
 
 # ---- Drawn people: what `--dataset weizmann` trains on until the real films are there -------------------------------
-# 9 persons x 10 actions. A person is a build, clothes and a still background; an action is a motion, the same phase for
-# everybody, so that a clip is one row of the static dictionary and one of the transient dictionary, as the paper has it.
+# 9 persons x 10 actions. A person is a build, clothes and a still background; an action is a motion, in the same phase
+# for everybody, so that a clip is one row of the static dictionary and one of the transient dictionary.
 
 PERSONS = ("daria", "denis", "eli", "ido", "ira", "lena", "lyova", "moshe", "shahar")
 ACTIONS = ("bend", "jack", "jump", "pjump", "run", "side", "skip", "walk", "wave1", "wave2")
@@ -723,7 +730,7 @@ def pose(action, t):
     """The body at frame t. Angles are degrees from straight down: forwards in a side view, outwards in a front view.
 
     -> dict: view, x (share of the frame's width), facing (1 right, -1 left), lift off the ground and squash of the legs
-    (shares of the height), lean (trunk from upright), arms and legs: two (upper, bend of the joint) pairs, far or left first."""
+    (shares of the height), lean of the trunk, arms and legs: two (upper, bend of the joint), far or left first."""
 
     def crossing(share):  # from left to right and back again
         there = share % 2
@@ -744,25 +751,30 @@ def pose(action, t):
     elif action == "skip":  # hops on one leg, the other knee held high
         hop = abs(wave(12))
         legs = [(70 + 12 * hop, -95), (8 - 16 * wave(6), -30 * (1 - hop))]
-        body.update(crossing(t / 14), view="side", legs=legs, arms=[(-45 + 20 * hop, 25), (55 - 10 * hop, 40)], lean=5, lift=0.13 * hop)
+        arms = [(-45 + 20 * hop, 25), (55 - 10 * hop, 40)]
+        body.update(crossing(t / 14), view="side", legs=legs, arms=arms, lean=5, lift=0.13 * hop)
     elif action == "jump":  # both legs together: crouch, fly, land
         phase = t / 8 % 1
         fly, crouch = max(0, np.sin(2 * np.pi * (phase - 0.3))), max(0, np.sin(2 * np.pi * (phase + 0.1))) ** 2
         flown = t // 8 + np.clip((phase - 0.3) / 0.5, 0, 1)
         leg, arm = (62 * crouch + 35 * fly, -105 * crouch - 55 * fly), (-65 * crouch + 110 * fly, 15)
-        body.update(crossing(flown / 2), view="side", legs=[leg, leg], arms=[arm, arm], lean=38 * crouch + 6, lift=0.2 * fly)
+        body.update(crossing(flown / 2), view="side", lean=38 * crouch + 6, lift=0.2 * fly)
+        body.update(legs=[leg] * 2, arms=[arm] * 2)
     elif action == "pjump":
         up = wave(8, -0.15)
-        body.update(lift=0.2 * max(0, up), squash=0.26 * max(0, -up), arms=[(10 + 14 * max(0, up), 4)] * 2, legs=[(3, 0)] * 2)
+        arm = (10 + 14 * max(0, up), 4)
+        body.update(lift=0.2 * max(0, up), squash=0.26 * max(0, -up), arms=[arm] * 2, legs=[(3, 0)] * 2)
     elif action == "side":  # gallops sideways, facing us
         apart = 0.5 + 0.5 * wave(7)
-        body.update(crossing(t / 15), facing=1, legs=[(2 + 30 * apart, 0)] * 2, arms=[(14 + 14 * apart, 8)] * 2, lift=0.06 * (1 - apart))
+        body.update(crossing(t / 15), facing=1, lift=0.06 * (1 - apart))
+        body.update(legs=[(2 + 30 * apart, 0)] * 2, arms=[(14 + 14 * apart, 8)] * 2)
     elif action == "jack":
         apart = 0.5 - 0.5 * wave(12, 0.25)
         body.update(arms=[(10 + 150 * apart, 6)] * 2, legs=[(2 + 27 * apart, 0)] * 2, lift=0.08 * abs(wave(12)))
     elif action == "bend":
         down = (0.5 - 0.5 * wave(16, 0.25)) ** 0.8
-        body.update(view="side", lean=126 * down, arms=[(4 + 14 * down, 4)] * 2, legs=[(-6 * down, -2), (2 - 4 * down, -2)])
+        legs = [(-6 * down, -2), (2 - 4 * down, -2)]
+        body.update(view="side", lean=126 * down, arms=[(4 + 14 * down, 4)] * 2, legs=legs)
     elif action == "wave1":
         body.update(arms=[(8, 6), (128 + 14 * wave(8), 25 + 42 * wave(8))])
     elif action == "wave2":
@@ -778,22 +790,25 @@ def make_person(rng, index):
     """Build, clothes and colours of person `index`: lengths are shares of the frame's height."""
     hue = shirt_hue(index) + rng.uniform(0, 0.05)
     skin = np.array([(238, 196, 164), (214, 160, 120), (172, 116, 80), (122, 80, 56)][rng.integers(4)], float)
-    return dict(height=0.54 + 0.015 * (index * 4 % 9), stout=rng.uniform(0.9, 1.3), legs=rng.uniform(0.47, 0.53),
-                skin=skin, hair=np.array([(40, 30, 26), (96, 60, 34), (190, 150, 90), (130, 128, 126)][rng.integers(4)], float),
-                long_hair=index % 3 == 0, shirt=colour(hue, 0.75, rng.uniform(0.55, 0.95)), sleeves=index % 2 == 0,
-                trousers=colour(hue + rng.uniform(0.3, 0.7), 0.45, rng.uniform(0.2, 0.5)), shorts=index % 4 == 1,
-                shoes=np.array([(36, 34, 34), (226, 222, 214)][rng.integers(2)], float))
+    person = dict(skin=skin, height=0.54 + 0.015 * (index * 4 % 9), stout=rng.uniform(0.9, 1.3))
+    person["legs"] = rng.uniform(0.47, 0.53)
+    person["hair"] = np.array([(40, 30, 26), (96, 60, 34), (190, 150, 90), (130, 128, 126)][rng.integers(4)], float)
+    person["shirt"] = colour(hue, 0.75, rng.uniform(0.55, 0.95))
+    person["trousers"] = colour(hue + rng.uniform(0.3, 0.7), 0.45, rng.uniform(0.2, 0.5))
+    person["shoes"] = np.array([(36, 34, 34), (226, 222, 214)][rng.integers(2)], float)
+    return dict(person, long_hair=index % 3 == 0, sleeves=index % 2 == 0, shorts=index % 4 == 1)
 
 
 def make_background(rng, index, size):
-    """A still wall over a still ground -> uint8 [size, size, 3]: bricks, slabs, planks, leaves, plaster or a window front."""
+    """A still wall over a still ground -> uint8 [size, size, 3]: bricks, slabs, planks, leaves, plaster or windows."""
 
     def noise(cells):  # smooth, zero mean
         small = Image.fromarray(rng.normal(0, 1, (cells, cells)).astype(np.float32))
         return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))[..., None]
 
     y, x = np.mgrid[0:size, 0:size] / size
-    base = colour(shirt_hue(index) + rng.uniform(0.35, 0.65), rng.uniform(0.1, 0.35), rng.uniform(0.6, 0.85))  # a contrast
+    against = shirt_hue(index) + rng.uniform(0.35, 0.65)  # a contrast with the shirt
+    base = colour(against, rng.uniform(0.1, 0.35), rng.uniform(0.6, 0.85))
     kind, n = index % 6, int(rng.integers(5, 9))
     row = np.floor(y * n * (2 if kind == 0 else 1))
     seam = np.zeros((size, size), bool)
@@ -811,18 +826,20 @@ def make_background(rng, index, size):
         seam, shade = (x * n * 0.6 % 1 > 0.45) & (y * 4 % 1 > 0.35) & (y < 0.5), 0.04 * noise(16)[..., 0]
     wall = base * (1 + shade - 0.3 * seam)[..., None]
     horizon = rng.uniform(0.72, 0.8)
-    ground = colour(rng.uniform(), rng.uniform(0.05, 0.3), rng.uniform(0.4, 0.65)) * (1 + 0.05 * noise(24) + 0.06 * noise(6))
+    ground = colour(rng.uniform(), rng.uniform(0.05, 0.3), rng.uniform(0.4, 0.65))
+    ground = ground * (1 + 0.05 * noise(24) + 0.06 * noise(6))
     picture = np.where((y > horizon)[..., None], ground, wall)
     picture[(y > horizon - 0.015) & (y <= horizon + 0.01)] *= 0.7  # the kerb
     return np.clip(picture + 2 * noise(size), 0, 255).astype(np.uint8)
 
 
 def draw_person(person, background, body):
-    """One frame, uint8 [size, size, 3], over a supersampled PIL background. Limbs are round bars; the lowest foot is on the
-    ground, unless the body is lifted off it."""
+    """One frame, uint8 [size, size, 3], over a supersampled PIL background. Limbs are round bars; the lowest foot is on
+    the ground, unless the body is lifted off it."""
     big = background.width
     h, stout, front = person["height"] * big, person["stout"], body["view"] == "front"
-    leg, trunk, arm, head = person["legs"] / 2 * h * (1 - body["squash"]), (0.82 - person["legs"]) * h, 0.165 * h, 0.078 * h
+    leg, trunk = person["legs"] / 2 * h * (1 - body["squash"]), (0.82 - person["legs"]) * h
+    arm, head = 0.165 * h, 0.078 * h
     picture = background.copy()
     draw = ImageDraw.Draw(picture)
 
@@ -880,12 +897,14 @@ def draw_person(person, background, body):
     if front:
         width = 0.085 * h * stout
         for side in (-1, 0, 1):
-            bar(origin + (side * 0.5 * width, -0.01 * h), chest + (side * 0.75 * width, 0.015 * h), 0.1 * h, person["shirt"])
+            waist, shoulder = origin + (side * 0.5 * width, -0.01 * h), chest + (side * 0.75 * width, 0.015 * h)
+            bar(waist, shoulder, 0.1 * h, person["shirt"])
     else:
         bar(origin, chest + (0, 0.01 * h), 0.125 * h * stout, person["shirt"])
     bar(neck, top, 0.055 * h, person["skin"] * 0.9)
     bar(top, top, 2 * head, person["skin"])
-    crown = step(top, 180 - body["lean"] * 0.9, 0.03 * h, body["facing"]) - (0 if front else body["facing"] * 0.02 * h, 0)
+    crown = step(top, 180 - body["lean"] * 0.9, 0.03 * h, body["facing"])
+    crown -= (0 if front else body["facing"] * 0.02 * h, 0)
     bar(crown, crown, 1.75 * head, person["hair"])
     face = top + (0 if front else body["facing"] * 0.028 * h, 0.018 * h)
     bar(face, face, 1.35 * head, person["skin"])
@@ -896,9 +915,8 @@ def draw_person(person, background, body):
 
 
 def draw_people(frames=16, size=64, seed=0, progress=None):
-    """Drawn people -> Clips of uint8 [90, frames, size, size, 3], 9 persons x 10 actions; `full` keeps at least 28 frames.
-
-    progress(done, total) is called after every clip."""
+    """Drawn people -> Clips of uint8 [90, frames, size, size, 3], 9 persons x 10 actions; `full` keeps at least 28
+    frames of each. progress(done, total) is called after every clip."""
     clips, names = [], []
     for index, who in enumerate(PERSONS):
         person = make_person(np.random.default_rng([seed, index]), index)
@@ -927,7 +945,7 @@ class SameSchemes(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request, file, code, message, headers, url):
         scheme, before = urllib.parse.urlsplit(url).scheme, urllib.parse.urlsplit(request.full_url).scheme
         if scheme not in ("http", "https") or (before, scheme) == ("https", "http"):
-            raise DataError(f"{shown(request.full_url)}: redirects to {shown(url)}, which is not followed: give another --source")
+            raise DataError(f"{shown(request.full_url)}: redirects to {shown(url)}, which is not followed")
         return super().redirect_request(request, file, code, message, headers, url)
 
 
@@ -935,16 +953,17 @@ class Remote(io.RawIOBase):
     """The bytes of an http or https address from `position` on, as one stream.
 
     A broken connection is taken up again where it broke (HTTP range; from the start, discarding, where the server has
-    none) after 0.5, 1, 2, ... seconds; `retries` times in a row, counted anew after every MiB that arrives. The length is
-    checked. validator: what the server calls this version of the file (ETag or date); another version raises DataError."""
+    none) after 0.5, 1, 2, ... seconds; `retries` times in a row, counted anew after every MiB that arrives. The length
+    is checked. validator: what the server calls this version of the file (ETag or date); another raises DataError."""
 
     def __init__(self, url, timeout, retries, position=0, validator=None, progress=None, limit=MAX_ARCHIVE):
         self.url, self.timeout, self.retries, self.position, self.limit = url, timeout, retries, position, limit
         self.validator, self.progress, self.total, self.response = validator, progress, None, None
         self.hash = hashlib.sha256() if position == 0 else None
         self.opener = urllib.request.OpenerDirector()  # not build_opener: no file:, ftp: or data: addresses
-        for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler, SameSchemes,
-                        urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPErrorProcessor):
+        request = urllib.request
+        for handler in (request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler, SameSchemes,
+                        request.HTTPDefaultErrorHandler, request.HTTPErrorProcessor):
             self.opener.add_handler(handler())
         self.failures, self.good = 0, position
         self.attempt(lambda: None)
@@ -965,7 +984,7 @@ class Remote(io.RawIOBase):
         total = int(total) if total.isdigit() else None
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if self.validator not in (None, validator) or self.total not in (None, total):
-            raise DataError(f"{shown(self.url)}: is another file now than when its download began: start again with --force")
+            raise DataError(f"{shown(self.url)}: another file than when its download began: start again with --force")
         self.validator, self.total, self.response, skip = validator, total, response, 0
         if self.position and response.status == 206:
             if not response.headers.get("Content-Range", "").startswith(f"bytes {self.position}-"):
@@ -990,13 +1009,12 @@ class Remote(io.RawIOBase):
             except (OSError, http.client.HTTPException) as error:
                 self.close_response()
                 self.failures += 1
-                reason = "no answer for %g s" % self.timeout if isinstance(error, TimeoutError) or "timed out" in str(error) \
-                    else shown(error) or type(error).__name__
                 if self.failures > self.retries:
-                    of = f" of {self.total}" if self.total else ""
-                    raise Broken(f"{shown(self.url)}: {reason}, at byte {self.position}{of}: check the connection and run the "
-                                    "same command again, it goes on from what it has") from None
-                time.sleep(min(0.5 * 2 ** (self.failures - 1), 30))
+                    late = isinstance(error, TimeoutError) or "timed out" in str(error)
+                    why = f"no answer for {self.timeout:g} s" if late else shown(error) or type(error).__name__
+                    raise Broken(f"{shown(self.url)}: {why}, at byte {self.position} of {self.total or '?'}: check the "
+                                 "connection and run the same command again, it goes on from what it has") from None
+                time.sleep(min(BACKOFF * 2 ** (self.failures - 1), 30))
 
     def close_response(self):
         if self.response is not None:
@@ -1050,7 +1068,8 @@ def download(url, path, options):
         known = read_note(label)
         known = known if known.get("url") == url else {}
     begin = part.stat().st_size if known else 0
-    remote = Remote(url, options.timeout, options.retries, begin, known.get("validator"), Progress(path.name, "MB", 1e6))
+    progress = Progress(path.name, "MB", 1e6)
+    remote = Remote(url, options.timeout, options.retries, begin, known.get("validator"), progress)
     write_beside(label, lambda temporary: temporary.write_text(json.dumps(dict(url=url, validator=remote.validator))))
     with remote, open(part, "ab" if begin else "wb") as file:
         while data := remote.read(1 << 20):
@@ -1074,7 +1093,7 @@ def check_hash(digest, expected, where):
     """Print a SHA-256; raise DataError where another was expected."""
     print(f"SHA-256 {digest}  {where}")
     if expected and digest != expected.lower():
-        raise DataError(f"{where}: SHA-256 {digest}, --sha256 {shown(expected)} expected: fetch it again or check the value")
+        raise DataError(f"{where}: SHA-256 {digest}, {expected.lower()} expected: fetch it again or check --sha256")
 
 
 # ---- Archives: read as streams, never unpacked ----------------------------------------------------------------------
@@ -1107,8 +1126,8 @@ def unsafe(name):
 
 
 def tar_members(stream, where, skipped, start=0, compressed=None):
-    """Members of an uncompressed tar stream that begins at the header at `start`. compressed(): bytes that went into the
-    stream so far, where it comes out of a decompressor. Raises DataError where the archive is damaged or a bomb."""
+    """Members of an uncompressed tar stream that begins at the header at `start`. compressed(): bytes that went into
+    the stream so far, where it comes out of a decompressor. Raises DataError where the archive is damaged or a bomb."""
     position = start
 
     def take(count):
@@ -1143,14 +1162,14 @@ def tar_members(stream, where, skipped, start=0, compressed=None):
             size = number(header[124:136])
         except ValueError:
             raise DataError(f"{where}: no tar header at byte {offset}: damaged, or not a tar") from None
-        kind, prefix = header[156:157], header[345:500] if header[257:262] == b"ustar" and header[263:265] == b"00" else b""
+        kind, prefix = header[156:157], header[345:500] if header[257:265] == b"ustar\x0000" else b""  # GNU's has none
         name = b"/".join(part.split(b"\0")[0] for part in (prefix, header[:100]) if part[:1] != b"\0" and part)
         name, size = longer or name, size if size_beyond is None else size_beyond
         name = name.decode("utf-8", "replace")
         if not 0 <= size <= MAX_MEMBER:
             raise DataError(f"{where}: member {shown(name)} declares {size} bytes, at most {MAX_MEMBER} expected")
         padding = -size % 512
-        if kind in (b"L", b"x", b"K", b"g"):  # the next member's long name, in GNU's or the POSIX way; K and g say nothing here
+        if kind in (b"L", b"x", b"K", b"g"):  # L and x: the next member's long name, GNU's and the POSIX way
             if size > 1 << 16:
                 raise DataError(f"{where}: a member's name of {size} bytes")
             text = b"".join(take(size + padding))[:size]
@@ -1198,7 +1217,8 @@ def zip_members(file, where, skipped):
                     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                         raise DataError(f"{shown(name)}: encrypted, or packed in another way than zip's usual two")
                     if info.file_size > MAX_FILE or info.file_size > 1040 * info.compress_size + 64:
-                        raise DataError(f"{shown(name)}: declares {info.file_size} bytes in {info.compress_size}: a zip bomb")
+                        sizes = f"{info.file_size} bytes in {info.compress_size}"
+                        raise DataError(f"{shown(name)}: declares {sizes}: a zip bomb")
                     try:
                         with archive.open(info) as member:
                             return member.read(MAX_FILE)
@@ -1315,7 +1335,7 @@ def source_members(options, official, skipped, spool):
     """Members of what --source names, or of the official address; a streamed tar goes on where the spool ends."""
     source = options.source or official
     if is_url(source) and not options.keep:
-        # A compressed archive cannot be entered in the middle: it is read again, what the spool has is not decoded again.
+        # A compressed archive cannot be entered in the middle: it is read again, but nothing is decoded twice.
         start = 0 if options.sha256 or not spool.settings["resumable"] else spool.offset
         remote = Remote(source, options.timeout, options.retries, start, spool.settings["validator"],
                         Progress("reading", "MB", 1e6), MAX_ARCHIVE)
@@ -1337,8 +1357,9 @@ def local(options, source):
     if is_url(source):
         name = shown(source.split("?")[0].rstrip("/").rpartition("/")[2])
         if not NAME.fullmatch(name):
-            raise DataError(f"{shown(source)}: the address does not end with a file's name: download it and give the file as --source")
-        path = Path(options.out) / "downloads" / f"{zlib.crc32(source.encode()):08x}-{name}"  # two sources may share a name
+            raise DataError(f"{shown(source)}: does not end with a file's name: give a downloaded file")
+        # Two sources may share a name, hence the number.
+        path = Path(options.out) / "downloads" / f"{zlib.crc32(source.encode()):08x}-{name}"
         download(source, path, options)
         options.fetched.append(path)
     elif not path.exists():
@@ -1362,13 +1383,14 @@ def new_spool(options, **settings):
 def chair(options, skipped):
     """'Seeing 3D Chairs' (paper section 4.1, appendix A) -> Clips.
 
-    A model is rendered from 31 azimuths at each of two elevations. Its four sequences: at either elevation the turn that
-    begins at the first view, and the one that begins half a turn later and runs over the end of the circle; the first 16
-    views of each. 820 models are drawn with the seed. The clips come sequence by sequence: the first 820 are every model
-    at the lower elevation from the first view, which is the paper's 'identity x one rotation'; --clips cuts the list."""
+    A model is rendered from 31 azimuths at each of two elevations. Its four sequences: at either elevation the turn
+    that begins at the first view, and the one that begins half a turn later and runs over the end of the circle; the
+    first 16 views of each. 820 models are drawn with the seed. The clips come sequence by sequence: the first 820 are
+    every model at the lower elevation from the first view, 'identity x one rotation'; --clips cuts the list."""
     frames, size = options.frames, options.size
     spool = new_spool(options, resumable=not (options.source or CHAIR).split("?")[0].endswith(("bz2", "gz")))
-    seen = set(spool.names)
+    resumed = set(spool.names)
+    seen = set(resumed)
 
     def finish_model(name, renders, offset):
         videos, kinds = [], []
@@ -1395,7 +1417,7 @@ def chair(options, skipped):
             current, renders = model, {}
             again = model in seen
             seen.add(model)
-            if again and model not in spool.names:
+            if again and model not in resumed:
                 note(skipped, "a model that comes twice", model)
         if again:
             continue
@@ -1415,7 +1437,8 @@ def chair(options, skipped):
     order = sorted(spool.names)
     drawn = [order[index] for index in np.random.default_rng(options.seed).permutation(len(order))[:CHAIRS]]
     rank = {name: index for index, name in enumerate(drawn)}
-    cells = sorted((kind, rank[name]) for name, _, kinds in spool.entries() if name in rank for kind in kinds)[: options.clips]
+    cells = sorted((kind, rank[name]) for name, _, kinds in spool.entries() if name in rank for kind in kinds)
+    cells = cells[: options.clips]
     place = {cell: index for index, cell in enumerate(cells)}
     videos = np.empty((len(cells), frames, size, size, 3), np.uint8)
     for name, clips, kinds in spool.entries():
@@ -1436,7 +1459,7 @@ def weizmann(options, skipped):
     source = options.source or WEIZMANN
     if is_url(source) and not re.search(r"\.(zip|tar|gz|bz2)(\?|$)", source):
         if options.sha256:
-            raise DataError("--sha256 checks one archive, and these are ten: leave it out, or give one archive as --source")
+            raise DataError("--sha256 checks one archive, and these are ten: leave it out, or give one as --source")
         paths = [local(options, f"{source.rstrip('/')}/{action}.zip") for action in ACTIONS]
     else:
         paths = [local(options, source)]
@@ -1483,9 +1506,9 @@ def weizmann(options, skipped):
 def golf(options, skipped):
     """Golf scenes of 'Generating Videos with Scene Dynamics' (paper section 4.1) -> Clips.
 
-    Reading stops when there are enough clips, so the draw is made on the way: the seed tosses for every strip, one in four
-    is taken, and one from each folder (a video) where the list has as many folders as clips are wanted. What the toss
-    passed over fills up an archive that is too small. A clip keeps the first frames of its strip."""
+    Reading stops when there are enough clips, so the draw is made on the way: the seed tosses for every strip, one in
+    four is taken, and one from each folder (a video) where the list has as many folders as clips are wanted. What the
+    toss passed over fills up an archive that is too small. A clip keeps the first frames of its strip."""
     wanted, frames = options.clips or GOLFS, options.frames
     source = options.source or GOLF
     if options.sha256 and is_url(source) and not options.keep:
@@ -1532,7 +1555,11 @@ def golf(options, skipped):
         if len(spool.names) >= wanted:
             break
     clips = {name: videos[0] for name, videos, _ in spool.entries()}
-    clips.update(list(spare.items())[: wanted - len(clips)])
+    for repeat in (False, True):  # what is missing comes from other folders first
+        for name, video in spare.items():
+            if len(clips) < wanted and (repeat or name.rpartition("/")[0] not in folders):
+                clips[name] = video
+                folders.add(name.rpartition("/")[0])
     if not clips:
         return None
     order = sorted(clips, key=natural)
@@ -1545,7 +1572,7 @@ def strip_name(name):
 
 
 def golf_list(options, source):
-    """golf.txt beside the archive -> (the checksums of the names in it, whether it has as many folders as clips are wanted).
+    """golf.txt beside the archive -> (the checksums of its names, whether it has as many folders as clips are wanted);
     (None, False) without a list: every strip counts."""
     if is_url(source):
         address = urllib.parse.urljoin(source, "golf.txt")
@@ -1569,11 +1596,14 @@ def golf_list(options, source):
         len({name.rpartition("/")[0] for name in names}) >= (options.clips or GOLFS)
 
 
+SETS = dict(chair=chair, weizmann=weizmann, golf=golf)
+
+
 # ---- Commands --------------------------------------------------------------------------------------------------------
 
 
 class Progress:
-    """One line that says how far, how fast and how long still: rewritten in place on a terminal, else every 5 seconds."""
+    """One line that says how far, how fast, how long still: rewritten in place on a terminal, else every 5 seconds."""
 
     def __init__(self, what, unit="clips", scale=1):
         self.what, self.unit, self.scale = what, unit, scale
@@ -1587,12 +1617,11 @@ class Progress:
         if now - self.told < (0.2 if terminal else 5) and done != total or now - self.start < 1:
             return
         self.told, rate = now, max(done - self.first, 1e-9) / (now - self.start)
-        text = f"{self.what}: {done / self.scale:.0f}"
-        if total:
-            text += f" of {total / self.scale:.0f} {self.unit}, {rate / self.scale:.1f} a second, {(total - done) / rate:.0f} s left"
-        else:
-            text += f" {self.unit}, {rate / self.scale:.1f} a second"
-        print(f"\r{text:<78}" if terminal else text, end="\n" if not terminal or done == total else "", file=sys.stderr, flush=True)
+        of = f" of {total / self.scale:.0f}" if total else ""
+        left = f", {(total - done) / rate:.0f} s left" if total else ""
+        text = f"{self.what}: {done / self.scale:.0f}{of} {self.unit}, {rate / self.scale:.1f} a second{left}"
+        end = "" if terminal and done != total else "\n"
+        print(f"\r{text:<78}" if terminal else text, end=end, file=sys.stderr, flush=True)
 
 
 def finish(clips, out):
@@ -1600,7 +1629,7 @@ def finish(clips, out):
     save(clips, out)
     s, t = len(clips.static_names), len(clips.transient_names)
     cells = {(i, j): index for index, (i, j) in reversed(list(enumerate(zip(clips.static_id, clips.transient_id))))}
-    diagonal = [cells[r % s, r % t] for r in range(max(s, t)) if (r % s, r % t) in cells] or list(range(len(clips.names)))
+    diagonal = [cells[r % s, r % t] for r in range(max(s, t)) if (r % s, r % t) in cells] or list(cells.values())
     chosen = [diagonal[i] for i in np.unique(np.linspace(0, len(diagonal) - 1, min(len(diagonal), 16)).astype(int))]
     picture = out.with_suffix(".png")
     sheet(clips.videos[chosen][:, :16], picture, row_labels=[shown(clips.names[index])[:24] for index in chosen])
@@ -1610,14 +1639,15 @@ def finish(clips, out):
 
 
 def folder(options, skipped):
-    """Anybody's clips -> Clips. A clip is named by its file or folder; --grid reads static_transient. Raises DataError."""
+    """Anybody's clips -> Clips. A clip is named by its file or folder; --grid reads static_transient."""
     path, size, crop = options.path, options.size, not options.no_crop
 
     def from_npz(archive, info, where):
         shape, dtype = read_npy(archive, info, where, peek=True)
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise DataError(f"{where}: {dtype} {shape}, uint8 [T, H, W, 3] expected")
-        return np.stack([fit(Image.fromarray(frame), size, crop) for frame in read_npy(archive, info, where)[:MAX_FRAMES]])
+        frames = read_npy(archive, info, where)[:MAX_FRAMES]
+        return np.stack([fit(Image.fromarray(frame), size, crop) for frame in frames])
 
     with contextlib.ExitStack() as stack:
         entries = []  # (name, what messages call it, how to read it)
@@ -1659,25 +1689,25 @@ def main(arguments=None):
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name, text):
-        sub = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        sub.add_argument("--frames", type=int, default=16, help="frames a clip")
-        sub.add_argument("--size", type=int, default=64, help="side of a frame in pixels")
-        sub.add_argument("--out", default="data", help="folder for NAME.npz and NAME.png")
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--frames", type=int, default=16, help="frames a clip (16)")
+        sub.add_argument("--size", type=int, default=64, help="side of a frame in pixels (64)")
+        sub.add_argument("--out", default="data", help="folder for NAME.npz and NAME.png (data)")
         sub.add_argument("--force", action="store_true", help="redo a set that is already there")
         return sub
 
-    for name, text, count in (("chair", "Seeing 3D Chairs, 3 GB", f"clips ({4 * CHAIRS}: {CHAIRS} models in 4 sequences)"),
-                              ("weizmann", "Weizmann's actions", "clips (90: 9 persons x 10 actions)"),
-                              ("golf", "golf scenes", f"clips ({GOLFS})")):
+    counts = f"{4 * CHAIRS}: {CHAIRS} models in 4 sequences", "90: 9 persons x 10 actions", f"{GOLFS}"
+    for name, text, count in zip(SETS, ("Seeing 3D Chairs, 3 GB", "Weizmann's actions", "golf scenes"), counts):
         sub = command(name, text)
         sub.add_argument("--source", help="a folder, an archive or an http(s) address instead of the official address")
-        sub.add_argument("--clips", type=int, help=count)
-        sub.add_argument("--seed", type=int, default=0, help="of the draw")
+        sub.add_argument("--clips", type=int, help=f"clips ({count})")
+        sub.add_argument("--seed", type=int, default=0, help="of the draw (0)")
         sub.add_argument("--keep", action="store_true", help="download the archive whole and keep it")
         sub.add_argument("--sha256", help="refuse an archive with another SHA-256")
-        sub.add_argument("--timeout", type=float, default=30, help="seconds without an answer")
-        sub.add_argument("--retries", type=int, default=5, help="tries after a broken connection")
-        sub.add_argument("--no-crop", action="store_true", help="weizmann: squeeze whole frames (the paper's action exchange)")
+        sub.add_argument("--timeout", type=float, default=30, help="seconds without an answer (30)")
+        sub.add_argument("--retries", type=int, default=5, help="tries after a broken connection (5)")
+        if name == "weizmann":
+            sub.add_argument("--no-crop", action="store_true", help="squeeze whole frames (for the action exchange)")
     sub = command("folder", "your own clips: a folder of files, of frame folders or of strips, or an npz of arrays")
     sub.add_argument("path")
     sub.add_argument("--name", required=True, help="the set's name")
@@ -1686,7 +1716,7 @@ def main(arguments=None):
     sub = command("draw", "the drawn stand-ins, as a file")
     sub.add_argument("what", choices=("chair", "weizmann"))
     sub.add_argument("--clips", type=int, help="chairs to draw (64)")
-    sub.add_argument("--seed", type=int, default=0, help="draws other ones")
+    sub.add_argument("--seed", type=int, default=0, help="draws other ones (0)")
     sub.add_argument("--name", help="the set's name (drawn_chair or drawn_weizmann)")
 
     options = parser.parse_args(arguments)
@@ -1733,14 +1763,15 @@ def run(options):
     else:
         skipped, options.fetched = {}, []
         try:
-            clips = {"chair": chair, "weizmann": weizmann, "golf": golf, "folder": folder}[options.command](options, skipped)
+            clips = dict(SETS, folder=folder)[options.command](options, skipped)
         finally:
             report(skipped)
         if clips is None:
-            raise DataError(f"{shown(getattr(options, 'path', None) or options.source or options.command)}: no usable clip"
-                            f"{' (see what was skipped above)' if skipped else ''}: nothing was written")
+            where = options.path if options.command == "folder" else options.source or "the official address"
+            why = f" ({next(iter(skipped))}{', ...' if len(skipped) > 1 else ''})" if skipped else ""
+            raise DataError(f"{shown(where)}: no usable clip{why}: nothing was written")
     finish(clips, out)
-    if options.command in ("chair", "weizmann", "golf"):
+    if options.command in SETS:
         shutil.rmtree(out.parent / f".{name}.part", ignore_errors=True)
         for path in options.fetched:
             print(f"kept {path}") if options.keep else path.unlink()
