@@ -1004,8 +1004,6 @@ class Remote(io.RawIOBase):
                 if self.response is None:
                     self.connect()
                 return action()
-            except http.client.InvalidURL as error:
-                raise DataError(f"{shown(self.url)}: not an address ({shown(error)})") from None
             except (OSError, http.client.HTTPException) as error:
                 self.close_response()
                 self.failures += 1
@@ -1051,10 +1049,17 @@ class Remote(io.RawIOBase):
 
 def is_url(source):
     """Whether `source` is an address. Raises DataError for one that is neither http nor https."""
-    scheme, mark, rest = str(source).partition("://")
-    if mark and (scheme.lower() not in ("http", "https") or not re.fullmatch(r"[!-~]+", rest) or rest.startswith("/")):
+    if "://" not in str(source):
+        return False
+    try:
+        parts = urllib.parse.urlsplit(source)
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        whole = whole and re.fullmatch("[!-~]+", source)
+    except ValueError:  # a port or a bracket that makes no sense
+        whole = False
+    if not whole:
         raise DataError(f"--source {shown(source)}: only whole http and https addresses are read, or a path")
-    return bool(mark)
+    return True
 
 
 def download(url, path, options):
@@ -1365,8 +1370,11 @@ def local(options, source):
     elif not path.exists():
         raise DataError(f"--source {shown(source)}: does not exist: check the path")
     if path.is_file() and (options.sha256 or is_url(source)):
+        digest = hashlib.sha256()
         with open(path, "rb") as file:
-            check_hash(hashlib.file_digest(file, "sha256").hexdigest(), options.sha256, shown(path))
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        check_hash(digest.hexdigest(), options.sha256, shown(path))
     elif options.sha256:
         raise DataError("--sha256 checks one archive; the source is a folder: leave it out")
     return path
@@ -1401,7 +1409,7 @@ def chair(options, skipped):
                     videos.append([ring[(start + t) % len(ring)] for t in range(frames)])
                     kinds.append(f"elevation {elevation}, {'first' if part == 0 else 'second'} half of the turn")
         if videos:
-            spool.add(name, np.array(videos, np.uint8), kinds, offset)
+            spool.add(name, np.array(videos, np.uint8), kinds, offset or 0)  # only a tar has offsets
         else:
             note(skipped, f"a model with fewer than {frames} usable renders", name)
 
@@ -1684,8 +1692,13 @@ def folder(options, skipped):
     return together(list(clips.values()), options.frames, list(clips), *zip(*pairs), f"clips of {Path(path).name}")
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):  # one line, as every other trouble
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name, text):
@@ -1751,6 +1764,8 @@ def run(options):
         n, frames, high, wide = there.videos.shape[:4]
         print(f"{out} is there: {n} clips x {frames} frames x {high} x {wide}, {there.source}; --force redoes it")
         return
+    if options.command == "draw" and options.what == "weizmann" and options.clips:
+        raise DataError("--clips: draw weizmann draws its whole grid of 90 clips; leave it out")
     if options.command == "folder" and not os.path.exists(options.path):
         raise DataError(f"{shown(options.path)}: does not exist: check the path")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -155,7 +155,8 @@ def chair_entries(models, side=600, views=31):
             for view in range(views):
                 number = view + (0 if elevation == 20 else views)
                 name = f"image_{number:03d}_p{elevation:03d}_t{view * 360 // 31:03d}_r096.png"
-                entries.append((f"rendered_chairs/{model:032x}/renders/{name}", png(render(model, elevation, view, side))))
+                body = png(render(model, elevation, view, side))
+                entries.append((f"rendered_chairs/{model:032x}/renders/{name}", body))
     return entries
 
 
@@ -226,7 +227,8 @@ class Server:
                 end = len(body)
                 if owner.cuts and self.path.endswith(owner.cuts[0][0]):
                     end = int(len(body) * owner.cuts.pop(0)[1])
-                if owner.hang is not None:
+                hangs = owner.hang is not None and not self.path.endswith(".txt")
+                if hangs:
                     end = int(len(body) * owner.hang)
                 with contextlib.suppress(OSError):
                     for at in range(begin, end, 1 << 14):
@@ -234,8 +236,8 @@ class Server:
                         owner.sent += min(1 << 14, end - at)
                         time.sleep(owner.slow)
                     self.wfile.flush()
-                    if owner.hang is not None:
-                        owner.stop.wait(5)
+                    if hangs:
+                        owner.stop.wait(10)
                 self.close_connection = True
 
         self.stop = threading.Event()
@@ -264,8 +266,8 @@ def trains(npz, tmp_path):
     """nav.py takes 20 steps on a set."""
     if not (HERE / "nav.py").exists():
         pytest.skip("nav.py is not there")
-    command = [sys.executable, "nav.py", "--dataset", npz, "--steps", "20", "--clips", "4", "--width", "4", "--batch", "2",
-               "--device", "cpu", "--out", tmp_path / "run"]
+    command = [sys.executable, "nav.py", "--dataset", npz, "--steps", "20", "--clips", "4", "--width", "4", "--batch",
+               "2", "--device", "cpu", "--out", tmp_path / "run"]
     run = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "run" / "metrics.json").exists()
@@ -440,7 +442,7 @@ def test_chairs_are_the_same_chairs_whatever_the_count():
 
 
 def test_chairs_fill_the_frame_and_never_touch_the_border():
-    videos = data_prep.draw_chairs(40, frames=31, size=32, seed=3).videos
+    videos = data_prep.draw_chairs(24, frames=31, size=32, seed=3).videos
     assert (videos[:, :, [0, -1]] == 255).all() and (videos[:, :, :, [0, -1]] == 255).all()
     inked = (videos < 250).any(4)
     spans = inked.any((1, 3)).sum(1) / 32  # rows with ink in any view
@@ -448,7 +450,7 @@ def test_chairs_fill_the_frame_and_never_touch_the_border():
     assert (inked.mean((1, 2, 3)) > 0.04).all()
     turned = np.abs(videos[:, 1:].astype(int) - videos[:, :-1]).mean((2, 3, 4))
     assert turned.min() > 0  # it turns in every step
-    assert len({tuple(video[0].mean((0, 1)).astype(int)) for video in videos}) > 35  # no two alike
+    assert len({tuple(video[0].mean((0, 1)).astype(int)) for video in videos}) > 20  # no two alike
 
 
 def first_met(parts, k, rays):
@@ -480,7 +482,7 @@ def test_nothing_hidden_is_painted(monkeypatch):
     orders, sort = [], data_prep.in_order
     monkeypatch.setattr(data_prep, "in_order", lambda *arguments: orders.append(sort(*arguments)) or orders[-1])
     wrong = seen = 0
-    for index in range(6):
+    for index in range(4):
         parts = data_prep.make_chair(np.random.default_rng([9, index]))
         orders.clear()
         data_prep.render_chair(parts, 31, 8, 0.8)
@@ -492,7 +494,7 @@ def test_nothing_hidden_is_painted(monkeypatch):
                 for other in owner[(owner >= 0) & (owner != b) & (margin > 1e-3)]:
                     seen += 1
                     wrong += orders[k].index(b) > orders[k].index(other)
-    assert seen > 4000 and wrong <= 0.001 * seen, (wrong, seen)
+    assert seen > 2500 and wrong <= 0.001 * seen, (wrong, seen)
 
 
 def test_people_are_persons_times_actions():
@@ -545,7 +547,8 @@ def test_folder_reads_every_kind(tmp_path, capsys):
     assert prepare("folder", source, "--name", "mine", "--grid", "--out", tmp_path / "data") == 0
     said = capsys.readouterr().out
     for text in ("fewer than 16 frames: h_short", "cannot be decoded", "a link, which is not followed: j_walk.png",
-                 "README.txt", "is no strip", "no such name: plain", "two clips of one name: a_run", "7 clips x 16 frames x 64 x 64"):
+                 "README.txt", "is no strip", "no such name: plain", "two clips of one name: a_run",
+                 "7 clips x 16 frames x 64 x 64"):
         assert text in said, (text, said)
     clips = data_prep.load(tmp_path / "data" / "mine.npz")
     assert (tmp_path / "data" / "mine.png").exists() and not clips.standin
@@ -611,9 +614,9 @@ def test_read_clip_sizes(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [
-    "folder missing --name x", "folder . --name ../x", "folder . --name .x", "folder .", "what", "",
+    "folder missing --name x", "folder . --name ../x", "folder . --name .x", "folder .", "what",
     "draw chair --frames 0", "draw chair --clips 0", "draw chair --size 4", "draw chair --seed -1", "draw golf",
-    "draw chair --out file", "draw chair --out file/below", "draw chair --size many",
+    "draw chair --out file", "draw chair --out file/below", "draw weizmann --clips 3", "draw chair --size many",
     "chair --source missing.tar", "chair --source ftp://127.0.0.1/a.tar", "golf --source file:///etc/passwd",
     "chair --source http://", "chair --source http://[/a.tar", "weizmann --source . --sha256 00",
     "golf --source http://127.0.0.1:1/golf.tar.bz2 --sha256 " + "0" * 64, "chair --source . --sha256 " + "0" * 64,
@@ -650,8 +653,10 @@ def test_chair(tmp_path, chair_tar, capsys):
         assert prepare(*command, "--force", "--clips", 4, "--seed", 1, "--keep") == 0 and len(server.asked) == asked + 1
     assert sorted(path.name.split("-")[-1] for path in tmp_path.rglob("*") if path.is_file()) == \
         ["chair.npz", "chair.png", "rendered_chairs.tar"]
-    assert clips.videos.shape == (12, 16, 64, 64, 3) and sorted(clips.static_names) == [f"{model:032x}" for model in (1, 2, 3)]
-    assert clips.static_id.tolist() == [0, 1, 2] * 4 and clips.transient_id.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert clips.videos.shape == (12, 16, 64, 64, 3)
+    assert sorted(clips.static_names) == [f"{model:032x}" for model in (1, 2, 3)]
+    assert clips.static_id.tolist() == [0, 1, 2] * 4
+    assert clips.transient_id.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     for name, row, kind, video in zip(clips.names, clips.static_id, clips.transient_id, clips.videos):
         model = int(clips.static_names[row], 16)
         side = 600 if model == 1 else 90
@@ -689,7 +694,8 @@ def test_weizmann(tmp_path, weizmann_zips, capsys):
         assert prepare("weizmann", "--source", server.url + "/DB/", "--out", tmp_path, "--size", 32) == 0
         assert "skipped 3: a person's second film of an action" in capsys.readouterr().out
         assert sorted(os.listdir(tmp_path / "downloads")) == []
-        assert prepare("weizmann", "--source", server.url + "/DB", "--out", tmp_path / "wide", "--no-crop", "--keep", "--clips", 12, "--size", 32) == 0
+        assert prepare("weizmann", "--source", server.url + "/DB", "--out", tmp_path / "wide", "--no-crop", "--keep",
+                       "--clips", 12, "--size", 32) == 0
     assert len(os.listdir(tmp_path / "wide" / "downloads")) == 10
     clips, wide = data_prep.load(tmp_path / "weizmann.npz"), data_prep.load(tmp_path / "wide" / "weizmann.npz")
     assert clips.videos.shape == (90, 16, 32, 32, 3) and len(wide.videos) == 12
@@ -711,7 +717,8 @@ def golf_files():
     good = strips(16, 8)
     bad = [("frames-stable-many/0000/short.jpg", jpeg(film(1, 7, 128, 128).reshape(-1, 128, 3))),
            ("frames-stable-many/0001/odd.jpg", jpeg(film(1, 17, 128, 128).reshape(-1, 128, 3)[:-30])),
-           ("frames-stable-many/0002/broken.jpg", good[3][1][:2000]), ("frames-stable-many/0003/wide.jpg", jpeg(np.zeros((128, 2304, 3), np.uint8)))]
+           ("frames-stable-many/0002/broken.jpg", good[3][1][:2000]),
+           ("frames-stable-many/0003/wide.jpg", jpeg(np.zeros((128, 2304, 3), np.uint8)))]
     entries = sorted(good + bad)
     listed = "\n".join(name for name, _ in entries).encode()
     entries.append(("frames-stable-many/0004/unlisted.jpg", good[0][1]))
@@ -723,8 +730,9 @@ def test_golf(tmp_path, golf_files, capsys):
         source = server.url + "/videogan/golf.tar.bz2"
         assert prepare("golf", "--source", source, "--out", tmp_path) == 0
         said = capsys.readouterr().out
-        for text in ("fewer than 16 frames", "must be a multiple", "cannot be decoded", "not a vertical strip", "not in the list"):
-            assert f"skipped 1: {text}" in said or f"skipped 1: " in said and text in said, (text, said)
+        for text in ("fewer than 16 frames", "must be a multiple", "cannot be decoded", "not a vertical strip",
+                     "not in the list"):
+            assert sum(line.startswith("skipped 1: ") and text in line for line in said.splitlines()) == 1, (text, said)
         assert prepare("golf", "--source", source, "--out", tmp_path / "few", "--clips", 5) == 0
         assert prepare("golf", "--source", source, "--out", tmp_path / "again", "--clips", 5) == 0
         assert prepare("golf", "--source", source, "--out", tmp_path / "other", "--clips", 5, "--seed", 7) == 0
@@ -740,7 +748,7 @@ def test_golf(tmp_path, golf_files, capsys):
 
 
 def test_golf_stops_reading(tmp_path):
-    noise = jpeg(np.random.default_rng(0).integers(0, 255, (64 * 16, 64, 3), dtype=np.uint8))  # 0.2 MB that do not shrink
+    noise = jpeg(np.random.default_rng(0).integers(0, 255, (64 * 16, 64, 3), dtype=np.uint8))  # 0.2 MB, do not shrink
     entries = [(f"frames-stable-many/{k:04d}.jpg", noise) for k in range(40)]
     data = bz2.compress(tar_of(entries), 1)
     with Server({"/golf.tar.bz2": data}, slow=0.003) as server:
@@ -785,7 +793,8 @@ def test_a_cut_connection_is_taken_up(tmp_path, ranges, keep, capsys):
 
 def test_golf_and_weizmann_over_cut_connections(tmp_path, golf_files, weizmann_zips):
     files = {"/walk.zip": weizmann_zips["walk"], **golf_files}
-    with Server(files, cuts=[("walk.zip", 0.3), ("walk.zip", 0.7), ("golf.txt", 0.5), ("bz2", 0.3), ("bz2", 0.7)]) as server:
+    cuts = [("walk.zip", 0.3), ("walk.zip", 0.7), ("golf.txt", 0.5), ("bz2", 0.3), ("bz2", 0.7)]
+    with Server(files, cuts=cuts) as server:
         assert prepare("weizmann", "--source", server.url + "/walk.zip", "--out", tmp_path) == 0
         assert prepare("golf", "--source", server.url + "/videogan/golf.tar.bz2", "--out", tmp_path) == 0
         assert len(server.asked) == 8
@@ -803,7 +812,8 @@ def test_a_hanging_server_and_the_next_call(tmp_path, capsys, name, golf_files, 
     path = {"chair": "/a.tar", "weizmann": "/walk.zip", "golf": "/videogan/golf.tar.bz2"}[name]
     with Server(files) as server:
         assert prepare(name, "--source", server.url + path, "--out", tmp_path / "whole", "--clips", 9) == 0
-        command = [name, "--source", server.url + path, "--out", tmp_path / "data", "--clips", 9, "--timeout", 0.5, "--retries", 0]
+        command = [name, "--source", server.url + path, "--out", tmp_path / "data", "--clips", 9, "--timeout", 0.5,
+                   "--retries", 0]
         server.hang = 0.6
         capsys.readouterr()
         begin = time.monotonic()
@@ -820,7 +830,8 @@ def test_a_hanging_server_and_the_next_call(tmp_path, capsys, name, golf_files, 
 
 def test_servers_that_answer_otherwise(tmp_path, capsys):
     data = tar_of(chair_entries([1], side=60))
-    with Server({"/a.tar": data}, moved={"/there": "/a.tar", "/file": "file:///etc/passwd", "/ftp": "ftp://127.0.0.1/a.tar"}) as server:
+    moved = {"/there": "/a.tar", "/file": "file:///etc/passwd", "/ftp": "ftp://127.0.0.1/a.tar"}
+    with Server({"/a.tar": data}, moved=moved) as server:
         assert prepare("chair", "--source", server.url + "/there", "--out", tmp_path / "moved") == 0
         capsys.readouterr()
         for path, text in (("/file", "not allowed"), ("/ftp", "is not followed"), ("/none.tar", "404")):
@@ -832,7 +843,8 @@ def test_servers_that_answer_otherwise(tmp_path, capsys):
         assert prepare("chair", "--source", server.url + "/a.tar", "--out", tmp_path / "no", "--sha256", "0" * 64) == 2
         assert "SHA-256" in one_line(capsys) and not (tmp_path / "no" / "chair.npz").exists()
         # Another file under the same address: the half that is here is not glued to it.
-        command = ["chair", "--source", server.url + "/a.tar", "--out", tmp_path / "new", "--keep", "--timeout", 0.5, "--retries", 0]
+        command = ["chair", "--source", server.url + "/a.tar", "--out", tmp_path / "new", "--keep", "--timeout", 0.5,
+                   "--retries", 0]
         server.hang = 0.6
         assert prepare(*command) == 2
         server.hang, server.tag = None, '"two"'
@@ -846,30 +858,35 @@ def test_killed_in_the_middle(tmp_path, name, golf_files):
     files = {"/a.tar": tar_of(chair_entries(list(range(1, 9)), side=60)), **golf_files}
     path = {"chair": "/a.tar", "golf": "/videogan/golf.tar.bz2"}[name]
     with Server(files) as server:
-        command = [sys.executable, "data_prep.py", name, "--source", server.url + path, "--clips", "20", "--size", "32", "--out"]
+        command = [sys.executable, "data_prep.py", name, "--source", server.url + path, "--clips", "20", "--size", "32",
+                   "--out"]
         assert subprocess.run([*command, tmp_path / "whole"], cwd=HERE, capture_output=True).returncode == 0
-        server.slow = 0.03
-        for wait in (0.5, 0.8):
-            running = subprocess.Popen([*command, tmp_path / "data"], cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            time.sleep(wait)
+        for server.hang in (0.4, 0.8):
+            asked = len(server.asked)
+            quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            running = subprocess.Popen([*command, tmp_path / "data"], cwd=HERE, **quiet)
+            while len(server.asked) == asked or not server.asked[-1][0].endswith(path):
+                time.sleep(0.02)
+            time.sleep(0.5)
             running.send_signal(signal.SIGKILL)
             running.wait()
             assert not (tmp_path / "data" / f"{name}.npz").exists()
         (tmp_path / "data").mkdir(exist_ok=True)
-        (tmp_path / "data" / f".{name}.999999999.tmp.npz").write_bytes(b"half")  # as a kill while the set is written leaves it
-        server.slow = 0
+        # What a kill leaves in the middle of the last write:
+        (tmp_path / "data" / f".{name}.999999999.tmp.npz").write_bytes(b"half")
+        server.hang = None
         assert subprocess.run([*command, tmp_path / "data"], cwd=HERE, capture_output=True).returncode == 0
     assert same(data_prep.load(tmp_path / "whole" / f"{name}.npz"), data_prep.load(tmp_path / "data" / f"{name}.npz"))
     assert sorted(os.listdir(tmp_path / "data")) == [f"{name}.npz", f"{name}.png"]
 
 
 def test_control_c_says_one_line(tmp_path):
-    with Server({"/a.tar": tar_of(chair_entries([1, 2], side=60))}, slow=0.1) as server:
-        running = subprocess.Popen([sys.executable, "data_prep.py", "chair", "--source", server.url + "/a.tar", "--out", tmp_path], cwd=HERE,
-                                   stderr=subprocess.PIPE, text=True)
+    with Server({"/a.tar": tar_of(chair_entries([1, 2], side=60))}, hang=0.5) as server:
+        command = [sys.executable, "data_prep.py", "chair", "--source", server.url + "/a.tar", "--out", tmp_path]
+        running = subprocess.Popen(command, cwd=HERE, stderr=subprocess.PIPE, text=True)
         while not server.asked:
             time.sleep(0.05)
-        time.sleep(0.1)
+        time.sleep(0.3)
         running.send_signal(signal.SIGINT)
         error = running.communicate()[1].strip()
     assert running.returncode == 130 and "interrupted" in error and "\n" not in error
@@ -950,25 +967,51 @@ def gif_of_many(count):
 
 PLAIN = film(0, 16, 8, 8)
 STRIP = jpeg(film(0, 16, 16, 16).reshape(-1, 16, 3))
+SMALL_RENDER = png(render(1, 20, 1, 12))
 CHAIR_TAR = tar_of(one_chair())
 FILM_ZIP = zip_of([("daria_walk.avi", avi(film(1, 16, 30, 30)))])
 STRIPS = [(f"frames-stable-many/{k}.jpg", STRIP) for k in range(3)]
 
+LOOSE, SPECIAL = "x/renders/image_000_p020_t000_r096.png", "a link, a device or another special member"
+
+
+def chairs(*entries):
+    return "chair", "a.tar", tar_of([entry for part in entries for entry in part])
+
+
+def renders_of(body):
+    """One chair whose renders are all `body`, or what it makes of a render."""
+    return chairs([(name, body(render) if callable(body) else body) for name, render in one_chair()])
+
+
+def strips_of(entries):
+    return "golf", "golf.tar", tar_of(entries)
+
+
+def films_of(*entries):
+    return "weizmann", "a.zip", zip_of(entries)
+
+
+def one_film(body=PLAIN, **options):
+    """The zip of one film, daria_walk.avi: bytes, or frames with options of `avi`."""
+    return films_of(("daria_walk.avi", body if isinstance(body, bytes) else avi(body, **options)))
+
+
 # name: (command, the file's name, its bytes, usable clips or 0, what the line says)
 HOSTILE = {
-    "tar-dotdot": ("chair", "a.tar", tar_of(one_chair("../../evil/renders") + one_chair()), 2, "unsafe name"),
-    "tar-dotdot-only": ("chair", "a.tar", tar_of(one_chair("../../evil/renders")), 0, "unsafe name"),
-    "tar-absolute": ("chair", "a.tar", tar_of(one_chair("/tmp/evil/renders")), 0, "unsafe name"),
-    "tar-symlink": ("chair", "a.tar", tar_of([link("x/renders/image_000_p020_t000_r096.png", tarfile.SYMTYPE)] + one_chair()), 2, "a link"),
-    "tar-symlink-folder": ("chair", "a.tar", tar_of([link("rendered_chairs", tarfile.SYMTYPE, "/tmp")] + one_chair()), 2, "a link"),
-    "tar-hard-link": ("chair", "a.tar", tar_of([link("x/renders/image_000_p020_t000_r096.png", tarfile.LNKTYPE, "../../etc/passwd")]), 0, "a link"),
-    "tar-device": ("chair", "a.tar", tar_of([link("dev", tarfile.CHRTYPE), link("disk", tarfile.BLKTYPE), link("pipe", tarfile.FIFOTYPE)]), 0,
-                   "skipped 3: a link, a device"),
-    "tar-newline": ("chair", "a.tar", tar_of(one_chair("a\nb/renders") + one_chair("a\x1b[31m/renders")), 0, "unsafe name"),
-    "tar-twice": ("chair", "a.tar", tar_of(one_chair() + one_chair("x/renders") + one_chair()), 4, "a model that comes twice"),
-    "tar-render-twice": ("chair", "a.tar", tar_of(one_chair() + one_chair()), 2, "one render too many"),
-    "tar-many-renders": ("chair", "a.tar", tar_of([(f"x/renders/image_{k:04d}_p020_t000_r096.png", png(render(1, 20, 1, 12))) for k in range(300)]),
-                         2, "skipped 100: one render too many"),
+    "tar-dotdot": (*chairs(one_chair("../../evil/renders"), one_chair()), 2, "unsafe name"),
+    "tar-dotdot-only": (*chairs(one_chair("../../evil/renders")), 0, "unsafe name"),
+    "tar-absolute": (*chairs(one_chair("/tmp/evil/renders")), 0, "unsafe name"),
+    "tar-symlink": (*chairs([link(LOOSE, tarfile.SYMTYPE)], one_chair()), 2, SPECIAL),
+    "tar-symlink-folder": (*chairs([link("rendered_chairs", tarfile.SYMTYPE, "/tmp")], one_chair()), 2, SPECIAL),
+    "tar-hard-link": (*chairs([link(LOOSE, tarfile.LNKTYPE, "../../etc/passwd")]), 0, SPECIAL),
+    "tar-device": (*chairs([link("a", tarfile.CHRTYPE), link("b", tarfile.BLKTYPE), link("c", tarfile.FIFOTYPE)]), 0,
+                   "skipped 3: " + SPECIAL),
+    "tar-newline": (*chairs(one_chair("a\nb/renders"), one_chair("a\x1b[31m/renders")), 0, "unsafe name"),
+    "tar-twice": (*chairs(one_chair(), one_chair("x/renders"), one_chair()), 4, "a model that comes twice"),
+    "tar-render-twice": (*chairs(one_chair(), one_chair()), 2, "one render too many"),
+    "tar-many-renders": (*chairs([(LOOSE.replace("000_p", f"{k}_p"), SMALL_RENDER) for k in range(300)]), 2,
+                         "skipped 100: one render too many"),
     "tar-huge-size": ("chair", "a.tar", tar_size(one_chair(), 1 << 60), 0, "declares"),
     "tar-negative-size": ("chair", "a.tar", tar_size(one_chair(), 0, b"-0000000001\0"), 0, "declares"),
     "tar-no-size": ("chair", "a.tar", tar_size(one_chair(), 0, b"what is it?\0"), 0, "no tar header"),
@@ -980,46 +1023,47 @@ HOSTILE = {
     "tar-long-name-8GB": ("chair", "a.tar", big_member(tarfile.GNUTYPE_LONGNAME), 0, "declares"),
     "tar-long-name-900MB": ("chair", "a.tar", big_member(tarfile.GNUTYPE_LONGNAME, 900 << 20), 0, "a member's name of"),
     "tar-pax-900MB": ("chair", "a.tar", big_member(tarfile.XHDTYPE, 900 << 20), 0, "a member's name of"),
-    "tar-pax-path": ("chair", "a.tar", tar_of([("x" * 150 + "/../../../renders/image_001_p020_t000_r096.png", b"")]), 0, "unsafe name"),
-    "png-40000": ("chair", "a.tar", tar_of([(name, png_header(40000)) for name, _ in one_chair()]), 0, "cannot be decoded"),
-    "png-12000": ("chair", "a.tar", tar_of([(name, png_header(12000)) for name, _ in one_chair()]), 0, "12000 x 12000 pixels"),
-    "png-truncated": ("chair", "a.tar", tar_of([(name, body[:-40]) for name, body in one_chair()]), 0, "cannot be decoded"),
-    "png-is-text": ("chair", "a.tar", tar_of([(name, b"what") for name, _ in one_chair()]), 0, "cannot be decoded"),
-    "png-is-eps": ("chair", "a.tar", tar_of([(name, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") for name, _ in one_chair()]), 0, "cannot"),
+    "tar-pax-path": (*chairs([("x" * 150 + "/../../" + LOOSE, b"")]), 0, "unsafe name"),
+    "png-40000": (*renders_of(png_header(40000)), 0, "cannot be decoded"),
+    "png-12000": (*renders_of(png_header(12000)), 0, "12000 x 12000 pixels"),
+    "png-truncated": (*renders_of(lambda body: body[:-40]), 0, "cannot be decoded"),
+    "png-is-text": (*renders_of(b"what"), 0, "cannot be decoded"),
+    "png-is-eps": (*renders_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), 0, "cannot be decoded"),
     "bz2-bomb": ("golf", "golf.tar.bz2", bz2_bomb(), 0, "zip bomb"),
     "bz2-truncated": ("golf", "golf.tar.bz2", bz2.compress(tar_of(STRIPS))[:-300], 0, "the rest of the archive"),
     "bz2-damaged": ("golf", "golf.tar.bz2", b"BZh9" + bytes(500), 0, "damaged"),
     "gz-truncated": ("golf", "golf.tar.gz", gzip.compress(tar_of(STRIPS), 0)[:-9000], 2, "the rest of the archive"),
-    "strip-endless": ("golf", "golf.tar", tar_of([("a.png", png(np.zeros((30000, 1, 3), np.uint8)))]), 0, "a strip of 30000 frames"),
-    "strip-square": ("golf", "golf.tar", tar_of([("a.png", png(np.zeros((64, 64, 3), np.uint8)))]), 0, "not a vertical strip"),
-    "strip-twice": ("golf", "golf.tar", tar_of(STRIPS + STRIPS[:1]), 3, "two clips of one name"),
-    "strip-dotdot": ("golf", "golf.tar", tar_of([("../frames-stable-many/../x.jpg", STRIP)] + STRIPS), 3, "unsafe name"),
-    "zip-dotdot": ("weizmann", "a.zip", zip_of([("../daria_walk.avi", avi(PLAIN))]), 0, "unsafe name"),
-    "zip-absolute": ("weizmann", "a.zip", zip_of([("/tmp/daria_walk.avi", avi(PLAIN)), ("daria_run.avi", avi(PLAIN))]), 1, "unsafe name"),
-    "zip-twice": ("weizmann", "a.zip", zip_of([("daria_walk.avi", avi(PLAIN)), ("x/daria_walk.avi", avi(PLAIN))]), 1, "two clips of one name"),
+    "strip-endless": (*strips_of([("a.png", png(np.zeros((30000, 1, 3), np.uint8)))]), 0, "a strip of 30000 frames"),
+    "strip-square": (*strips_of([("a.png", png(np.zeros((64, 64, 3), np.uint8)))]), 0, "not a vertical strip"),
+    "strip-twice": (*strips_of(STRIPS + STRIPS[:1]), 3, "two clips of one name"),
+    "strip-dotdot": (*strips_of([("../frames-stable-many/../x.jpg", STRIP)] + STRIPS), 3, "unsafe name"),
+    "zip-dotdot": (*films_of(("../daria_walk.avi", avi(PLAIN))), 0, "unsafe name"),
+    "zip-absolute": (*films_of(("/tmp/daria_walk.avi", avi(PLAIN)), ("daria_run.avi", avi(PLAIN))), 1, "unsafe name"),
+    "zip-twice": (*films_of(("daria_walk.avi", avi(PLAIN)), ("x/daria_walk.avi", avi(PLAIN))), 1, "two clips of one"),
     "zip-bomb-declared": ("weizmann", "a.zip", zip_bomb(300), 0, "zip bomb"),
     "zip-bomb-undeclared": ("weizmann", "a.zip", zip_lies(1000, bytes(8 << 20)), 0, "cannot be unpacked"),
     "zip-bomb-inflated": ("weizmann", "a.zip", zip_lies(4_000_000_000), 0, "zip bomb"),
     "zip-lzma": ("weizmann", "a.zip", zip_of([("daria_walk.avi", bytes(1 << 20))], zipfile.ZIP_LZMA), 0, "another way"),
     "zip-truncated": ("weizmann", "a.zip", FILM_ZIP[:-30], 0, "not a whole zip"),
     "zip-half": ("weizmann", "a.zip", FILM_ZIP[: len(FILM_ZIP) // 2], 0, "not a whole zip"),
-    "zip-directory-lies": ("weizmann", "a.zip", FILM_ZIP[:-10] + struct.pack("<I", 1 << 31) + FILM_ZIP[-6:], 0, "a zip directory of"),
-    "avi-promises-2^31": ("weizmann", "a.zip", zip_of([("daria_walk.avi", avi(PLAIN, promised=2**31))]), 0, "promises 2147483648 frames"),
-    "avi-0-byte-frame": ("weizmann", "a.zip", zip_of([("daria_walk.avi", avi(PLAIN, sizes={3: 0}))]), 0, "frame 3 holds 0 bytes"),
-    "avi-short-frame": ("weizmann", "a.zip", zip_of([("daria_walk.avi", avi(PLAIN, sizes={3: 50}))]), 0, "frame 3 holds 50 bytes"),
-    "avi-no-frame": ("weizmann", "a.zip", zip_of([("daria_walk.avi", avi(PLAIN[:0], size=(8, 8)))]), 0, "holds no frame"),
-    "avi-too-wide": ("weizmann", "a.zip", zip_of([("daria_walk.avi", avi(PLAIN, size=(2**31 - 1, 2**31 - 1)))]), 0, "pixels, at most"),
-    "avi-no-width": ("weizmann", "a.zip", zip_of([("daria_walk.avi", avi(PLAIN, size=(8, 0)))]), 0, "0 x 8 pixels"),
-    "avi-codec": ("weizmann", "a.zip", zip_of([("daria_walk.avi", avi(PLAIN, codec=b"DIVX"))]), 0, "codec DIVX"),
-    "avi-8-bit": ("weizmann", "a.zip", zip_of([("daria_walk.avi", avi(PLAIN, bits=8))]), 0, "uncompressed, 8 bits"),
-    "avi-truncated": ("weizmann", "a.zip", zip_of([("daria_walk.avi", avi(PLAIN)[:-600])]), 0, "truncated"),
-    "avi-header-only": ("weizmann", "a.zip", zip_of([("daria_walk.avi", avi(PLAIN)[:130])]), 0, "daria_walk.avi"),
-    "avi-is-text": ("weizmann", "a.zip", zip_of([("daria_walk.avi", b"what")]), 0, "not an avi"),
-    "avi-too-short": ("weizmann", "a.zip", zip_of([("daria_walk.avi", avi(PLAIN[:5]))]), 0, "fewer than 16 frames"),
+    "zip-directory-lies": ("weizmann", "a.zip", FILM_ZIP[:-10] + struct.pack("<I", 1 << 31) + FILM_ZIP[-6:], 0,
+                           "a zip directory of"),
+    "avi-promises-2^31": (*one_film(promised=2**31), 0, "promises 2147483648 frames"),
+    "avi-0-byte-frame": (*one_film(sizes={3: 0}), 0, "frame 3 holds 0 bytes"),
+    "avi-short-frame": (*one_film(sizes={3: 50}), 0, "frame 3 holds 50 bytes"),
+    "avi-no-frame": (*one_film(PLAIN[:0], size=(8, 8)), 0, "holds no frame"),
+    "avi-too-wide": (*one_film(size=(2**31 - 1, 2**31 - 1)), 0, "pixels, at most"),
+    "avi-no-width": (*one_film(size=(8, 0)), 0, "0 x 8 pixels"),
+    "avi-codec": (*one_film(codec=b"DIVX"), 0, "codec DIVX"),
+    "avi-8-bit": (*one_film(bits=8), 0, "uncompressed, 8 bits"),
+    "avi-truncated": (*one_film(avi(PLAIN)[:-600]), 0, "truncated"),
+    "avi-header-only": (*one_film(avi(PLAIN)[:130]), 0, "daria_walk.avi"),
+    "avi-is-text": (*one_film(b"what"), 0, "not an avi"),
+    "avi-too-short": (*one_film(PLAIN[:5]), 0, "fewer than 16 frames"),
     "npz-object": ("folder", "a.npz", None, 0, "Python objects"),
     "npz-huge": ("folder", "a.npz", None, 0, "at most"),
     "gif-endless": ("folder", "clips/a.gif", gif_of_many(1500), 1, ""),
-    "gif-truncated": ("folder", "clips/a.gif", gif_of_many(20)[:100], 0, "a"),
+    "gif-truncated": ("folder", "clips/a.gif", gif_of_many(20)[:100], 0, "no usable clip"),
     "webp-truncated": ("folder", "clips/a.webp", b"RIFF\x10\0\0\0WEBPVP8X", 0, "cannot be decoded"),
     "png-16-bit": ("folder", "clips/a.png", None, 0, "more than 8 bits"),
 }
@@ -1045,13 +1089,14 @@ def hostile_source(name, folder):
 
 def hostile_command(name, folder):
     source = hostile_source(name, folder)
-    return (["folder", source, "--name", "mine"] if HOSTILE[name][0] == "folder" else [HOSTILE[name][0], "--source", source]) + \
-        ["--out", folder / "out", "--size", 16]
+    command = HOSTILE[name][0]
+    how = ["folder", source, "--name", "mine"] if command == "folder" else [command, "--source", source]
+    return [*how, "--out", folder / "out", "--size", 16]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile(tmp_path, capsys, name):
-    """Nothing but the set and its sheet is written; what was wrong is said; an archive without a usable clip exits 2."""
+    """Nothing but the set and its sheet is written; what was wrong is said; without a usable clip it exits 2."""
     command, before = hostile_command(name, tmp_path), {path for path in Path("/tmp").iterdir()}
     status, clips, text = prepare(*command), HOSTILE[name][3], HOSTILE[name][4]
     said = capsys.readouterr()
@@ -1062,8 +1107,8 @@ def test_hostile(tmp_path, capsys, name):
         assert said.err.count("\n") == 1
     npz = list((tmp_path / "out").glob("*.npz"))
     assert len(npz) == bool(clips) and all(len(data_prep.load(path).videos) == clips for path in npz)
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent != tmp_path / "in" and "clips" not in path.parts]
-    assert all(path.parent == tmp_path / "out" or path.parent.name.endswith(".part") for path in written), written
+    written = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.parts[0] for path in written} <= {"in", "out"}, written
     assert not {path.name for path in set(Path("/tmp").iterdir()) - before} & {"evil", "daria_walk.avi"}
 
 
@@ -1089,6 +1134,7 @@ def test_hostile_archives_stay_under_a_gigabyte(tmp_path):
     commands = [[str(argument) for argument in hostile_command(name, tmp_path / name)] for name in HOSTILE]
     code = "import sys, json, resource, data_prep\nfor c in json.load(sys.stdin): data_prep.main(c)\n" \
            "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    run = subprocess.run([sys.executable, "-c", code], input=json.dumps(commands), cwd=HERE, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], input=json.dumps(commands), cwd=HERE, capture_output=True,
+                         text=True)
     peak = int(run.stdout.rpartition("peak ")[2]) * (1 if sys.platform == "darwin" else 1024)
     assert run.returncode == 0 and peak < 1 << 30, peak
