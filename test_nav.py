@@ -494,7 +494,7 @@ def test_nothing_hidden_is_painted(monkeypatch):
                 for other in owner[(owner >= 0) & (owner != b) & (margin > 1e-3)]:
                     seen += 1
                     wrong += orders[k].index(b) > orders[k].index(other)
-    assert seen > 2500 and wrong <= 0.001 * seen, (wrong, seen)
+    assert seen > 2500 and not wrong, (wrong, seen)
 
 
 def test_people_are_persons_times_actions():
@@ -883,7 +883,8 @@ def test_killed_in_the_middle(tmp_path, name, golf_files):
 def test_control_c_says_one_line(tmp_path):
     with Server({"/a.tar": tar_of(chair_entries([1, 2], side=60))}, hang=0.5) as server:
         command = [sys.executable, "data_prep.py", "chair", "--source", server.url + "/a.tar", "--out", tmp_path]
-        running = subprocess.Popen(command, cwd=HERE, stderr=subprocess.PIPE, text=True)
+        running = subprocess.Popen(command, cwd=HERE, stderr=subprocess.PIPE, text=True,  # a job in the background has none
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         while not server.asked:
             time.sleep(0.05)
         time.sleep(0.3)
