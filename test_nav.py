@@ -883,7 +883,7 @@ def test_killed_in_the_middle(tmp_path, name, golf_files):
 def test_control_c_says_one_line(tmp_path):
     with Server({"/a.tar": tar_of(chair_entries([1, 2], side=60))}, hang=0.5) as server:
         command = [sys.executable, "data_prep.py", "chair", "--source", server.url + "/a.tar", "--out", tmp_path]
-        running = subprocess.Popen(command, cwd=HERE, stderr=subprocess.PIPE, text=True,  # a job in the background has none
+        running = subprocess.Popen(command, cwd=HERE, stderr=subprocess.PIPE, text=True,
                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         while not server.asked:
             time.sleep(0.05)
