@@ -503,7 +503,7 @@ def make_chair(rng):
     # Half width, half depth, underside, thickness of the seat; height and lean of the back.
     w, d, z, t = rng.uniform(0.21, 0.28), rng.uniform(0.20, 0.27), rng.uniform(0.34, 0.46), rng.uniform(0.03, 0.07)
     height, lean = rng.uniform(0.36, 0.62), rng.uniform(0.02, 0.14)
-    leg = rng.uniform(0.014, 0.03)
+    leg = rng.uniform(0.018, 0.032)  # nothing is thinner than a pixel of a 64 x 64 frame
     back = rng.choice(["panel", "slats", "spindles", "padded", "tub"])
     legs = rng.choice(["straight", "splayed", "pedestal", "sled", "star"])
     arms = rng.choice(["none", "none", "posts", "panels"])
@@ -550,7 +550,7 @@ def make_chair(rng):
 
     # Seat, with a cushion on some.
     add(beam((0, 0, z), (0, 0, top), (w, d), sides=16 if round_seat else 4), soft if rng.random() < 0.6 else frame)
-    post = rng.uniform(0.014, 0.024)
+    post = rng.uniform(0.018, 0.026)
     if back != "tub" and rng.random() < 0.5:
         u, v = (w - 0.06, d - 0.06 - post) if round_seat else (w - 0.03, d - 0.03 - post)
         add(beam((0, post, top), (0, post, top + 0.04), (u, v), (u - 0.02, v - 0.02), 16 if round_seat else 4), soft)
@@ -574,19 +574,19 @@ def make_chair(rng):
         for s in (-1, 1):
             add(beam(at(s * px, 0), at(s * px, 1), (post, post)))
         if back == "slats":
-            count = int(rng.integers(2, 6))
+            count = int(rng.integers(2, 4))
             for k in range(count):
                 h = 0.94 - k * 0.72 / count
                 half = 0.5 * rng.uniform(0.5, 0.6) * 0.72 / count * height
-                add(beam(at(-px + post, h), at(px - post, h), (0.009, half)), soft if count < 4 else frame)
+                add(beam(at(-px + post, h), at(px - post, h), (0.009, half)), soft if rng.random() < 0.5 else frame)
         elif back == "padded":
             low = rng.uniform(0.15, 0.4)
             add(beam(at(0, low), at(0, 0.97), (px - post, 0.018)), soft)
         else:
             add(beam(at(-px - post, 1) + (0, 0, 0.02), at(px + post, 1) + (0, 0, 0.02), (1.3 * post, 0.02)))
-            count = int(rng.integers(3, 7))
+            count = int(rng.integers(2, 5))
             for x in np.linspace(-px, px, count + 2)[1:-1]:
-                add(beam(at(x, 0), at(x, 1), (0.008, 0.008), sides=6))
+                add(beam(at(x, 0), at(x, 1), (0.013, 0.013), sides=6))
     else:  # a shell of wedges around the seat, highest in the middle, opening with the height
         spread, high, flare = np.radians(rng.uniform(100, 125)), rng.uniform(0.5, 0.75) * height, rng.uniform(0.0, 0.7)
         bounds = np.linspace(-spread, spread, 10)
@@ -601,7 +601,7 @@ def make_chair(rng):
         h, front = rng.uniform(0.17, 0.26), d - 0.04
         if arms == "posts":
             for x in (0.02 - w, w - 0.02):
-                add(beam((x, front - 0.02, top), (x, front - 0.02, top + h), (0.014, 0.014)))
+                add(beam((x, front - 0.02, top), (x, front - 0.02, top + h), (0.018, 0.018)))
                 add(beam((x, rear + post, top + h + 0.014), (x, front + 0.01, top + h + 0.014), (0.014, 0.026)))
         else:
             thick, low = rng.uniform(0.02, 0.04), rng.uniform(0.3, 0.9)

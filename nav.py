@@ -51,7 +51,7 @@ class Settings:
     lr_Z: float = 1e-2          # Adam, the codes (paper: SGD with momentum 0.9)
     recipe: str = "fast"        # fast: several clips a step, one backward, cosine decay. paper: Sec. 3.1's two stages
     layout: str = "file"        # which clips share codes: file, static, grid, both, transient
-    steps: int = 1500
+    steps: int = 3400
     batch: int = 8              # clips a step
     per_clip: int = 2           # frames of each of them that G draws in a step, at random; 0 is all L
     width: int = 32             # channels of G before its last layer
@@ -319,8 +319,8 @@ def forward_and_back(model, s, weight, batch, z_s, z_t, which, triplet=True):
 class Muon(torch.optim.Optimizer):
     """Momentum whose every update of a matrix has equal singular values (Jordan et al., 2024): no direction lags behind.
 
-    For weights [c_in, c_out, 4, 4], taken as matrices [c_in, c_out * 16]. An element moves by lr (root mean square), as
-    under Adam."""
+    For weights [c_in, c_out, 4, 4], c_in <= 16 * c_out, taken as matrices [c_in, 16 * c_out]. An element moves by about lr
+    (root mean square), as under Adam."""
 
     def __init__(self, weights, lr):
         super().__init__(weights, dict(lr=lr))
@@ -331,16 +331,17 @@ class Muon(torch.optim.Optimizer):
             for w in group["params"]:
                 m = self.state[w].setdefault("m", torch.zeros_like(w))
                 m.mul_(0.95).add_(w.grad)
-                x = (w.grad + 0.95 * m).flatten(1)                                      # (c_in, c_out * 16)
+                x = (w.grad + 0.95 * m).permute(0, 2, 3, 1).flatten(1)                  # (c_in, 16 * c_out), as it lies in memory
                 x = x / x.norm().clamp(min=1e-9)
                 # Newton-Schulz towards the orthogonal factor of x, in three steps; each is a polynomial of x x^T from the
                 # left, so they are multiplied out among the small matrices and touch x once.
-                gram, product = x @ x.T, torch.eye(len(x), device=x.device)
+                gram, one = x @ x.T, torch.eye(len(x), device=x.device)
+                product = one
                 for _ in range(3):
-                    p = 3.4445 * torch.eye(len(x), device=x.device) - 4.7750 * gram + 2.0315 * gram @ gram
+                    p = 3.4445 * one - 4.7750 * gram + 2.0315 * gram @ gram
                     product, gram = product @ p, gram @ p @ p
-                x = product @ x
-                w.add_(x.view_as(w), alpha=-group["lr"] * (x.numel() / min(x.shape)) ** 0.5)
+                x = (product @ x).view(len(w), *w.shape[2:], w.shape[1]).permute(0, 3, 1, 2)
+                w.add_(x, alpha=-group["lr"] * (16 * w.shape[1]) ** 0.5)
 
 
 class Trainer:
@@ -578,7 +579,9 @@ def find_clips(args):
     elif Path("data", f"{name}.npz").exists():
         clips = data_prep.load(Path("data", f"{name}.npz"))
     elif name == "chair":
-        clips = data_prep.draw_chairs(max(1, args.clips or 64), seed=0)
+        clips = data_prep.draw_chairs(max(1, args.clips or 64))
+    elif name == "weizmann":
+        clips = data_prep.draw_people()
     else:
         raise RunError(f"--dataset {name}: data/{name}.npz is not there: run python data_prep.py {name}")
     if args.clips is not None:
@@ -1270,7 +1273,7 @@ def parse(argv):
     add("--window", choices=("first", "random"), default="first", help="frames of a longer clip")
     add("--rank", type=int, help="rho of Eq. 7, for interpolation (default: full)")
     add("--clips", type=int, help="use the first N clips; draw N stand-ins")
-    add("--steps", type=int, help="updates (default: 1500; paper recipe: Table 6's updates a clip)")
+    add("--steps", type=int, help="updates (default: 3400; paper recipe: Table 6's updates a clip)")
     add("--batch", type=int, help="clips a step (default: 8, on a GPU 128; paper: 1)")
     add("--per-clip", type=int, metavar="F", help="frames of each clip in a step, at random (default: 2; paper and 0: all)")
     add("--width", type=int, help="channels of the generator (default: 32, on a GPU 64)")
