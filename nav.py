@@ -401,7 +401,8 @@ class Trainer:
 
     def state(self):
         return dict(model=self.model.state_dict(), optimiser_R=self.optimiser_R.state_dict(),
-                    optimisers_G=[optimiser.state_dict() for optimiser in self.optimisers_G], batches=self.batches.state(), rng=torch.get_rng_state(), steps_done=self.steps_done)
+                    optimisers_G=[optimiser.state_dict() for optimiser in self.optimisers_G],
+                    batches=self.batches.state(), rng=torch.get_rng_state(), steps_done=self.steps_done)
 
     def restore(self, state):
         """Take up a state. Raises RuntimeError, KeyError or ValueError where it is of another shape."""
@@ -873,8 +874,8 @@ def train(args):
     clips, unseen = keep_from_training(whole, s)
     N, L, size = clips.videos.shape[:3]
     out = Path(args.out or f"runs/{Path(args.dataset).stem}")
-    data = dict(dataset=args.dataset, source=clips.source, standin=clips.standin, clips=N, all_clips=len(whole.names), L=L, size=size, fingerprint=fingerprint(whole),
-                static_names=clips.static_names, transient_names=clips.transient_names, names=clips.names,
+    data = dict(dataset=args.dataset, source=clips.source, standin=clips.standin, clips=N, all_clips=len(whole.names),
+                L=L, size=size, fingerprint=fingerprint(whole), static_names=clips.static_names, transient_names=clips.transient_names, names=clips.names,
                 pairs=np.stack([clips.static_id, clips.transient_id], 1).tolist())
     vgg16 = load_vgg16(args.vgg16, device)
     trainer, log = Trainer(s, clips, device), []
@@ -906,7 +907,8 @@ def train(args):
                     raise RunError(diverged(step - len(losses) + 1 + i, s, out))
             passed, losses = time.perf_counter() - began, []
             dB = psnr(to_bytes(v_hat)[None], v.permute(0, 2, 3, 1)[None]).item()
-            log.append([step, seconds_before + passed, *values.mean(0).tolist(), dB, (step - first_step) * s.batch * trainer.batches.F / passed])
+            frames_a_second = (step - first_step) * s.batch * trainer.batches.F / passed
+            log.append([step, seconds_before + passed, *values.mean(0).tolist(), dB, frames_a_second])
             print(progress(log[-1], s.steps, passed / (step - first_step)), flush=True)
             if time.perf_counter() - saved >= args.checkpoint_every or step == s.steps or stop.asked:
                 save_checkpoint(out, trainer, data, log)
@@ -1029,8 +1031,9 @@ def read_generated(path, size=None):
     """Clips that other software made -> list of uint8 [T, H, W, 3]: an npz of arrays, or a folder of GIFs, strips or frame folders."""
     path = Path(path)
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            found = [clip for name in arrays.files for clip in (arrays[name] if arrays[name].ndim == 5 else arrays[name][None])]
+        with open(path, "rb") as file, data_prep.open_zip(file, str(path)) as archive:
+            arrays = [data_prep.read_npy(archive, member, f"{path}: {member.filename}") for member in archive.infolist()]
+        found = [clip for array in arrays for clip in (array if array.ndim == 5 else array[None])]
         if any(clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3 for clip in found):
             raise RunError(f"--generated {path}: every array must be uint8 [T, H, W, 3] or [K, T, H, W, 3]")
     elif path.is_dir():
@@ -1214,13 +1217,14 @@ def ablate(args):
             if not loss.isfinite().all():
                 raise RunError(f"ablate, {name}: " + diverged(s.steps, s, out))
             rng = torch.Generator().manual_seed(s.seed)
-            i, k = (torch.randint(len(rows), (args.generated_clips,), generator=rng).to(device) for rows in (trainer.model.z_s.z, trainer.model.z_t.z))
-            found = dict(scores(trainer.model.videos(i, k), real, *vgg16), psnr=measure(trainer.model, clips, device, (None, ""))[0]["psnr"])
+            m, count = trainer.model, args.generated_clips
+            i, k = (torch.randint(len(d.z), (count,), generator=rng).to(device) for d in (m.z_s, m.z_t))
+            own = m.videos(*ids_on(device, clips.static_id, clips.transient_id))
+            found = dict(scores(m.videos(i, k), real, *vgg16), psnr=psnr(own, real).mean().item())
             results.setdefault(name, []).append(found)
             if not changes:  # Table 4a: the same G and R, with codes that nobody learned
-                fresh = [torch.randn(args.generated_clips, *d.z.shape[1:], generator=rng) / d.z.shape[-1] ** 0.5 for d in (trainer.model.z_s, trainer.model.z_t)]
-                made = torch.cat([draw_codes(trainer.model, unit_ball(a).to(device), unit_ball(b).to(device), c)
-                                  for a, b, c in zip(fresh[0].split(16), fresh[1].split(16), k.split(16))]).to(device)
+                fresh = [unit_ball(torch.randn(count, *d.z.shape[1:], generator=rng) / d.z.shape[-1] ** 0.5).to(device) for d in (m.z_s, m.z_t)]
+                made = torch.cat([draw_codes(m, *part) for part in zip(fresh[0].split(16), fresh[1].split(16), k.split(16))]).to(device)
                 results.setdefault("-Z", []).append(scores(made, real, *vgg16))
                 results.setdefault("+Z", []).append(found)
     paper = dict({name: values for name, (values, _) in ABLATION.items()}, **{"-Z": (3.96, 0.75), "+Z": (3.32, 0.89)})
@@ -1232,8 +1236,9 @@ def ablate(args):
     def cell(value, digits=2):
         return "-" if value is None else f"{value:.{digits}f}"
 
-    lines = [f"{clips.source}; {base.steps} steps, {args.seeds} seed(s), {args.generated_clips} generated clips a row; FCS bound {results['+Z'][0]['fcs_bound']:.2f} "
-             f"(paper 0.91){'; DRAWN STAND-INS' if clips.standin else ''}", "", "| | MCS, paper | MCS, ours | FCS, paper | FCS, ours | PSNR |", "|---|---|---|---|---|---|"]
+    lines = [f"{clips.source}; {base.steps} steps, {args.seeds} seed(s), {args.generated_clips} generated clips a row; "
+             f"FCS bound {results['+Z'][0]['fcs_bound']:.2f} (paper 0.91){'; DRAWN STAND-INS' if clips.standin else ''}",
+             "", "| | MCS, paper | MCS, ours | FCS, paper | FCS, ours | PSNR |", "|---|---|---|---|---|---|"]
     for name in ("-Z", "+Z", *ABLATION):
         (m, m_spread), (f, f_spread), (dB, _) = (mean_and_spread(name, key) for key in ("mcs", "fcs", "psnr"))
         spreads = [f" +- {value:.2f}" if args.seeds > 1 and value is not None else "" for value in (m_spread, f_spread)]
@@ -1247,8 +1252,8 @@ def ablate(args):
                                                 f"{'not measured' if holds is None else 'so have we' if holds else 'we have not'}"]
     text = "\n".join(lines) + "\n"
     data_prep.write_beside(out / "ablation.md", lambda temporary: temporary.write_text(text))
-    write_json(out / "ablation.json", dict(source=clips.source, standin=clips.standin, settings=asdict(base), seeds=args.seeds, ours=results, paper=paper,
-                                           orderings=verdicts, device=str(device), torch=torch.__version__, commit=commit()))
+    write_json(out / "ablation.json", dict(source=clips.source, standin=clips.standin, settings=asdict(base), seeds=args.seeds,
+                                           ours=results, paper=paper, orderings=verdicts, device=str(device), torch=torch.__version__, commit=commit()))
     print(text + f"see {out}")
     return 0
 
@@ -1315,7 +1320,8 @@ def main(argv=None):
     except (RunError, DataError) as error:
         print(f"nav: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"nav: {error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the free space", file=sys.stderr)
+        print(f"nav: {error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the free space",
+              file=sys.stderr)
     except KeyboardInterrupt:
         print("nav: interrupted", file=sys.stderr)
         return 130
