@@ -1,4 +1,4 @@
-"""Laplacian-pyramid L1 between frames: l_rec and l_static of Eq. 6 (spec section 2).
+"""Laplacian-pyramid L1 between frames: l_rec and l_static of Eq. 6.
 
 The difference D = pred - target goes through one pyramid (the pyramid is linear, so that of the difference is enough):
 
@@ -253,7 +253,7 @@ def _check(pred, target, levels):
 
 
 def laplacian_l1(pred, target, levels=4):
-    """Laplacian-pyramid L1 of each frame, l(v^, v) of Eq. 6 and spec section 2; differentiable in pred.
+    """Laplacian-pyramid L1 of each frame, l(v^, v) of Sec. 4.2; differentiable in pred.
 
     pred: [N, C, H, W], fp32, bf16 or fp16 (float64 too, without Triton). target: the same shape, float, or uint8, which
     means x / 127.5 - 1. levels n: bands 0 .. n-1 and the residual n. Returns [N] float32 (float64 for float64). The

@@ -1,4 +1,4 @@
-"""Triplet margin on a clip's correlated codes: l_triplet of Eq. 6 (spec section 2).
+"""Triplet margin on a clip's correlated codes: l_triplet of Eq. 6.
 
 With d_ij = |r_i - r_j|^2, over all anchors a, positives p and negatives n of one clip with 0 < |a-p| <= radius < |a-n|:
 
