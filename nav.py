@@ -1085,7 +1085,7 @@ def sample(args):
         videos = model.videos(s.to(device), t.to(device)).cpu()
         rows, labels = list(videos[:, columns].numpy()), [f"{data['static_names'][i]} {data['transient_names'][j]}"[:20] for i, j in zip(s, t)]
     else:
-        z = model.z_s.z.double().cpu()
+        z = model.z_s.z.cpu().double()
         if len(z) < 2:
             raise RunError(f"--prior gaussian: {args.run} has one static code, a Gaussian needs two or more")
         values, axes = torch.linalg.eigh(torch.cov(z.T))                                # full covariance, of any rank
