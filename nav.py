@@ -9,7 +9,7 @@
 A video has no encoder and no discriminator here: its codes are parameters. One static code z_s says what a clip shows,
 L transient codes z_t say how it moves; a GRU R correlates the transient ones, a DCGAN generator G draws each frame from
 [z_s ; r_i], and Eq. 6 fits codes, R and G together. Letters and section numbers are the paper's:
-N clips, B of them in a step, L frames of H x W, T frames in a step, D_s and D_t the sizes of the codes.
+N clips, B of them in a step, L frames of H x W, F of each clip's in a step, D_s and D_t the sizes of the codes.
 """
 import argparse
 import hashlib
@@ -559,6 +559,14 @@ def choose_device(name):
     return torch.device(name)
 
 
+def which_kernels(device):
+    """The word for what computes the losses, "triton" or "torch: why". Raises RunError where NAV_KERNELS asks for the impossible."""
+    try:
+        return backend(device)
+    except RuntimeError as error:
+        raise RunError(str(error)) from None
+
+
 def choose_precision(asked, device):
     """(precision of G, why). bf16 pays where the processor multiplies it in hardware, and halves the speed elsewhere."""
     if asked != "auto":
@@ -589,9 +597,11 @@ def find_clips(args):
     if args.clips is not None:
         if not 1 <= args.clips <= len(clips.videos):
             raise RunError(f"--clips {args.clips}: {name} holds {len(clips.videos)}; 1 to {len(clips.videos)}")
-        clips = subset(clips, range(args.clips))
+        clips = compact(subset(clips, range(args.clips)))
+    if Path(name).stem in TABLE_6:
+        return clips, Path(name).stem
     is_grid = 1 < len(clips.transient_names) < len(clips.names) and 1 < len(clips.static_names) < len(clips.names)
-    return clips, name if name in TABLE_6 else "weizmann" if is_grid else "chair"
+    return clips, "weizmann" if is_grid else "chair"
 
 
 def subset(clips, keep, every=1):
@@ -600,6 +610,15 @@ def subset(clips, keep, every=1):
     pieces = [clips.full[ends[j] - clips.length[j]:ends[j]][::every] for j in keep]
     return replace(clips, videos=clips.videos[keep, ::every], static_id=clips.static_id[keep], transient_id=clips.transient_id[keep],
                    names=[clips.names[j] for j in keep], full=np.concatenate(pieces), length=np.array([len(piece) for piece in pieces]))
+
+
+def compact(clips):
+    """The same clips without the dictionary rows that none of them uses: what is not seen has no codes."""
+    for kind in ("static", "transient"):
+        rows, ids = np.unique(getattr(clips, f"{kind}_id"), return_inverse=True)
+        names = getattr(clips, f"{kind}_names")
+        clips = replace(clips, **{f"{kind}_id": ids, f"{kind}_names": [names[row] for row in rows]})
+    return clips
 
 
 def keep_from_training(clips, s):
@@ -622,11 +641,8 @@ def keep_from_training(clips, s):
             raise RunError(f"--hold-out-clips {s.hold_out_clips}: 1 to {N - 1} of {N} clips")
         held = list(range(N - s.hold_out_clips, N))
     seen = subset(clips, [j for j in range(N) if j not in set(held)], s.every)
-    if s.hold_out_clips:  # what is not seen has no codes
-        for kind in ("static", "transient"):
-            rows, ids = np.unique(getattr(seen, f"{kind}_id"), return_inverse=True)
-            names = getattr(seen, f"{kind}_names")
-            seen = replace(seen, **{f"{kind}_id": ids, f"{kind}_names": [names[row] for row in rows]})
+    if s.hold_out_clips:
+        seen = compact(seen)
     return seen, subset(clips, held) if held else None
 
 
@@ -666,6 +682,11 @@ def check_settings(s, clips):
     for name in ("levels", "steps", "batch", "width", "every"):
         if getattr(s, name) < 1:
             raise RunError(f"--{name} {getattr(s, name)}: at least 1 is needed")
+    for name in ("lr_G", "lr_R", "lr_Z"):
+        if not 0 < getattr(s, name) < math.inf:
+            raise RunError(f"--{name.replace('_', '-')} {getattr(s, name)}: a finite number above 0 is needed")
+    if s.hold_out < 0 or s.hold_out_clips < 0 or (s.hold_out and s.hold_out_clips):
+        raise RunError("--hold-out and --hold-out-clips take a number of at least 1, and one run takes one of the two")
     if L < s.alpha + 2:
         raise RunError(f"clips of {L} frames hold no triplet of radius {s.alpha}: at least {s.alpha + 2} frames are needed; "
                        "prepare longer clips (data_prep.py --frames)")
@@ -693,8 +714,11 @@ def write_json(path, content):
 
 
 def commit():
-    """The commit of this script, or None outside a clone."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    """The commit of this script, or None outside a clone or without git."""
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return None
     return git.stdout.strip() or None
 
 
@@ -714,8 +738,9 @@ def read_checkpoint(folder, device="cpu"):
 def open_run_folder(out, resume):
     """Make the run folder; what an earlier run left there is moved into earlier-1, earlier-2, ... Raises RunError."""
     out.mkdir(parents=True, exist_ok=True)
-    left = [out / name for name in ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "reconstructions.png", "samples.gif",
+    left = [out / name for name in ("encoded.pt", "ablation.md", "ablation.json", "config.json", "checkpoint.pt", "log.csv", "metrics.json", "reconstructions.png", "samples.gif",
                                     "samples.png", "reconstructions-standin.png", "samples-standin.png", "samples-standin.gif")]
+    left += [path for name in ("exchange", "encoded", "interpolation") for path in out.glob(f"{name}*.[pg][ni][gf]")]
     left = [path for path in left if path.exists()]
     if resume or not left:
         return
@@ -803,6 +828,7 @@ def find_codes(model, s, videos, steps=300, lr=0.02):
     v, weight = targets.flatten(0, 1).permute(0, 3, 1, 2), torch.full((K * L,), 1 / L, device=device)
     adam = torch.optim.Adam(z, lr=lr)
     model.eval().requires_grad_(False)
+    model.R.train()  # cuDNN has no way back in evaluation; R has no layer that would notice
     for step in range(steps):
         adam.param_groups[0]["lr"] = lr * cosine(step, steps)
         v_hat = model.draw(z[0], model.R(z[1]), label)
@@ -869,6 +895,7 @@ def measure_interpolation(model, s, whole, device):
 def train(args):
     """Trains, with a progress line, a log and checkpoints; then measures and shows."""
     device = choose_device(args.device)
+    losses_by = which_kernels(device)
     whole, row = find_clips(args)
     lay_out(whole, args.layout)
     s, why = choose_settings(args, row, whole, device)
@@ -877,7 +904,8 @@ def train(args):
     out = Path(args.out or f"runs/{Path(args.dataset).stem}")
     data = dict(dataset=args.dataset, source=clips.source, standin=clips.standin, clips=N, all_clips=len(whole.names),
                 L=L, size=size, fingerprint=fingerprint(whole), static_names=clips.static_names, transient_names=clips.transient_names, names=clips.names,
-                pairs=np.stack([clips.static_id, clips.transient_id], 1).tolist())
+                pairs=np.stack([clips.static_id, clips.transient_id], 1).tolist(),
+                trained_on=dict(device=str(device), kernels=losses_by, torch=str(torch.__version__), commit=commit()))
     vgg16 = load_vgg16(args.vgg16, device)
     trainer, log = Trainer(s, clips, device), []
     if args.resume:
@@ -887,7 +915,7 @@ def train(args):
                                          size=size, device=str(device), torch=torch.__version__, commit=commit()))
     print(f"{clips.source}\n{N} clips of {L} frames, {size} x {size}; {len(clips.static_names)} static and {len(clips.transient_names)} "
           f"transient codes; {s.recipe} recipe, {s.steps} steps of {s.batch} clips x {trainer.batches.F} frames\n{device}, {s.precision} ({why}), "
-          f"losses by {backend(device)}; writing to {out}", flush=True)
+          f"losses by {losses_by}; writing to {out}", flush=True)
     if clips.standin:
         print(f"NOTE: these clips are DRAWN STAND-INS, not the real {row} data; every result says so", flush=True)
 
@@ -989,8 +1017,8 @@ def report(out, model, s, data, whole, device, log, vgg16):
         numbers.update(measure_interpolation(model, s, whole, device))
     steps, seconds, rate = int(log[-1][0]), log[-1][1], log[-1][-1]
     metrics = dict(dataset=data["dataset"], source=clips.source, standin=clips.standin, videos=data["clips"], frames=data["L"], **numbers,
-                   steps=steps, seconds=round(seconds, 1), frames_per_second=round(rate, 1), device=str(device), precision=s.precision,
-                   kernels=backend(device), torch=torch.__version__, seed=s.seed, commit=commit())
+                   steps=steps, seconds=round(seconds, 1), frames_per_second=round(rate, 1), precision=s.precision,
+                   seed=s.seed, **data["trained_on"], evaluated_on=str(device))
     show_reconstructions(picture(out, "reconstructions.png", clips.standin), torch.from_numpy(clips.videos), generated, clips.names)
     show_gif(picture(out, "samples.gif", clips.standin), generated[spread(len(generated), 16)])
     write_json(out / "metrics.json", metrics)
@@ -1130,7 +1158,7 @@ def interpolate(args):
     if not 0 <= args.clip < data["clips"]:
         raise RunError(f"--clip {args.clip}: 0 to {data['clips'] - 1}")
     a, b = args.frames
-    if not (1 <= a < b <= L):
+    if not args.fps_factor and not (1 <= a < b <= L):
         raise RunError(f"--frames {a} {b}: two frames in order, 1 to {L}")
     if args.between < 1 or (args.fps_factor is not None and args.fps_factor < 2):
         raise RunError("--between needs at least 1 and --fps-factor at least 2")
@@ -1161,9 +1189,12 @@ def encode(args):
     if not args.input:
         raise RunError("encode needs --input, a GIF, an animated PNG or WebP, a strip or a folder of frames")
     clip = data_prep.read_clip(args.input)
-    if clip.shape[1:3] != (data["size"], data["size"]) or len(clip) < data["L"]:
-        raise RunError(f"--input {args.input}: {len(clip)} frames of {clip.shape[1]} x {clip.shape[2]}; this run needs {data['L']} or more of "
-                       f"{data['size']} x {data['size']}: data_prep.py folder cuts and resizes")
+    if clip.shape[1:3] != (data["size"], data["size"]):
+        raise RunError(f"--input {args.input}: frames of {clip.shape[1]} x {clip.shape[2]}; this run's are {data['size']} x {data['size']}: "
+                       "crop and resize the clip first")
+    clip = clip[::s.every]
+    if len(clip) < data["L"]:
+        raise RunError(f"--input {args.input}: {len(clip)} frames; this run's clips have {data['L']}" + f" (every {s.every}th)" * (s.every > 1))
     real = torch.from_numpy(clip[None, :data["L"]].copy())
     z_s, z_t, label = find_codes(model, s, real)
     made = draw_codes(model, z_s, z_t, label)
@@ -1201,6 +1232,8 @@ def ablate(args):
     base, _ = choose_settings(args, row, clips, device)
     if args.seeds < 1:
         raise RunError(f"--seeds {args.seeds}: at least 1 is needed")
+    if args.generated_clips < 1:
+        raise RunError(f"--generated-clips {args.generated_clips}: at least 1 is needed")
     if base.hold_out or base.hold_out_clips or base.every > 1:
         raise RunError("ablate trains on all clips and frames: leave out --hold-out, --hold-out-clips and --every")
     vgg16, out = load_vgg16(args.vgg16, device), Path(args.out or f"runs/ablation-{Path(args.dataset).stem}")
@@ -1228,7 +1261,10 @@ def ablate(args):
                 made = torch.cat([draw_codes(m, *part) for part in zip(fresh[0].split(16), fresh[1].split(16), k.split(16))]).to(device)
                 results.setdefault("-Z", []).append(scores(made, real, *vgg16))
                 results.setdefault("+Z", []).append(found)
+            write_json(out / "ablation-so-far.json", results)  # a row takes as long as a run: none is lost
     paper = dict({name: values for name, (values, _) in ABLATION.items()}, **{"-Z": (3.96, 0.75), "+Z": (3.32, 0.89)})
+    if row != "chair":  # the paper's Table 4 is of chairs
+        paper = dict.fromkeys(paper, (None, None))
 
     def mean_and_spread(name, key):
         values = [found[key] for found in results[name] if found.get(key) is not None]
@@ -1238,14 +1274,14 @@ def ablate(args):
         return "-" if value is None else f"{value:.{digits}f}"
 
     lines = [f"{clips.source}; {base.steps} steps, {args.seeds} seed(s), {args.generated_clips} generated clips a row; "
-             f"FCS bound {results['+Z'][0]['fcs_bound']:.2f} (paper 0.91){'; DRAWN STAND-INS' if clips.standin else ''}",
+             f"FCS bound {results['+Z'][0]['fcs_bound']:.2f} (paper's chairs: 0.91){'; DRAWN STAND-INS' if clips.standin else ''}",
              "", "| | MCS, paper | MCS, ours | FCS, paper | FCS, ours | PSNR |", "|---|---|---|---|---|---|"]
     for name in ("-Z", "+Z", *ABLATION):
         (m, m_spread), (f, f_spread), (dB, _) = (mean_and_spread(name, key) for key in ("mcs", "fcs", "psnr"))
         spreads = [f" +- {value:.2f}" if args.seeds > 1 and value is not None else "" for value in (m_spread, f_spread)]
         lines.append(f"| {name} | {cell(paper[name][0])} | {cell(m)}{spreads[0]} | {cell(paper[name][1])} | {cell(f, 3)}{spreads[1]} | {cell(dB)} |")
     verdicts = []
-    for key, better, worse in ORDERINGS:
+    for key, better, worse in ORDERINGS if row == "chair" else []:
         a, b = mean_and_spread(better, key)[0], mean_and_spread(worse, key)[0]
         holds = None if a is None or b is None else bool(a < b if key == "mcs" else a > b)
         verdicts.append(dict(measure=key, better=better, worse=worse, holds=holds))
@@ -1255,6 +1291,7 @@ def ablate(args):
     data_prep.write_beside(out / "ablation.md", lambda temporary: temporary.write_text(text))
     write_json(out / "ablation.json", dict(source=clips.source, standin=clips.standin, settings=asdict(base), seeds=args.seeds,
                                            ours=results, paper=paper, orderings=verdicts, device=str(device), torch=torch.__version__, commit=commit()))
+    (out / "ablation-so-far.json").unlink()
     print(text + f"see {out}")
     return 0
 
@@ -1317,6 +1354,12 @@ ACTIONS = {action.__name__: action for action in (train, evaluate, sample, excha
 def main(argv=None):
     args = parse(argv)
     try:
+        if args.seed is not None and not 0 <= args.seed < 2 ** 63:
+            raise RunError(f"--seed {args.seed}: 0 or more, under 2^63")
+        if args.run and args.action in ("train", "ablate"):
+            raise RunError(f"--run names a trained run; {args.action} writes to --out")
+        if args.resume and args.action != "train":
+            raise RunError(f"--resume goes with train, not with {args.action}")
         return ACTIONS[args.action](args)
     except (RunError, DataError) as error:
         print(f"nav: {error}", file=sys.stderr)

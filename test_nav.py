@@ -454,6 +454,23 @@ def test_held_out_clips_have_no_codes():
     assert seen.static_id.tolist() == [0, 1, 2] and seen.static_names == ["s0", "s1", "s2"] and seen.transient_names == ["t0"]
 
 
+def test_fewer_clips_leave_no_row_without_one(tmp_path):
+    """A grid of persons x actions cut to its first 4 clips: 2 persons and 3 actions remain, and each has its codes."""
+    data_prep.save(grid_clips(), tmp_path / "grid.npz")
+    clips, _ = nav.find_clips(nav.parse(["--dataset", str(tmp_path / "grid.npz"), "--clips", "4"]))
+    assert (clips.static_names, clips.transient_names) == (["s0", "s1"], ["t0", "t1", "t2"])
+    assert clips.static_id.tolist() == [0, 0, 0, 1] and clips.transient_id.tolist() == [0, 1, 2, 0]
+
+
+def test_what_cannot_be_forced_is_one_line(capsys, toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("NAV_KERNELS", "tritn")
+    assert "NAV_KERNELS" in refused(capsys, *toy, "--out", tmp_path / "run") and not (tmp_path / "run").exists()
+    monkeypatch.delenv("NAV_KERNELS")
+    monkeypatch.setenv("PATH", "")  # no git: a run goes on without its commit
+    assert nav.main([*toy, "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["commit"] is None
+
+
 def test_every_other_frame():
     clips = toy_clips(2, L=9)
     seen, _ = nav.keep_from_training(clips, settings(every=2))
@@ -757,7 +774,10 @@ def test_bad_files_and_options_are_refused_in_one_line(capsys, tmp_path, toy):
     for options, word in [
         (["--dataset", tmp_path / "half.npz"], "half.npz"), (["--dataset", tmp_path / "text.npz"], "text.npz"),
         (["--dataset", tmp_path / "none.npz"], "none.npz"), (["--dataset", "chairs"], "chairs"), (["--dataset", "golf"], "data_prep.py golf"),
-        (["--unknown"], "--unknown"), (["fly"], "fly"), ([*toy, "--steps", "0"], "steps"), ([*toy, "--per-clip", "7"], "--per-clip"), ([*toy, "--steps", "many"], "steps"),
+        (["--unknown"], "--unknown"), (["fly"], "fly"), ([*toy, "--steps", "0"], "steps"), ([*toy, "--per-clip", "7"], "--per-clip"),
+        ([*toy, "--hold-out", "-1"], "--hold-out"), ([*toy, "--lr-G", "-1"], "--lr-G"), ([*toy, "--lr-Z", "nan"], "--lr-Z"),
+        ([*toy, "--seed", "-1"], "--seed"), ([*toy, "--run", tmp_path], "--run"), (["sample", "--resume"], "--resume"),
+        ([*toy, "--hold-out-clips", "1", "--hold-out", "1"], "one of the two"), (["ablate", *toy, "--generated-clips", "0"], "--generated-clips"), ([*toy, "--steps", "many"], "steps"),
         ([*toy, "--levels", "5"], "--levels"), ([*toy, "--rank", "9"], "--rank"), ([*toy, "--clips", "6"], "--clips"),
         ([*toy, "--clips", "0"], "--clips"), ([*toy, "--layout", "grid"], "grid"), ([*toy, "--out", tmp_path / "file"], "file"),
         ([*toy, "--out", tmp_path / "file/run"], "file"), ([*toy, "--out", "/proc/nav"], "/proc"), ([*toy, "--resume"], "checkpoint"),
