@@ -738,9 +738,9 @@ def read_checkpoint(folder, device="cpu"):
 def open_run_folder(out, resume):
     """Make the run folder; what an earlier run left there is moved into earlier-1, earlier-2, ... Raises RunError."""
     out.mkdir(parents=True, exist_ok=True)
-    left = [out / name for name in ("encoded.pt", "ablation.md", "ablation.json", "config.json", "checkpoint.pt", "log.csv", "metrics.json", "reconstructions.png", "samples.gif",
-                                    "samples.png", "reconstructions-standin.png", "samples-standin.png", "samples-standin.gif")]
-    left += [path for name in ("exchange", "encoded", "interpolation") for path in out.glob(f"{name}*.[pg][ni][gf]")]
+    left = [out / name for name in ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "encoded.pt", "ablation.md", "ablation.json")]
+    left += [path for name in ("reconstructions", "samples", "exchange", "encoded", "interpolation")
+             for path in out.glob(f"{name}*.[pg][ni][gf]")]
     left = [path for path in left if path.exists()]
     if resume or not left:
         return
@@ -903,8 +903,8 @@ def train(args):
     N, L, size = clips.videos.shape[:3]
     out = Path(args.out or f"runs/{Path(args.dataset).stem}")
     data = dict(dataset=args.dataset, source=clips.source, standin=clips.standin, clips=N, all_clips=len(whole.names),
-                L=L, size=size, fingerprint=fingerprint(whole), static_names=clips.static_names, transient_names=clips.transient_names, names=clips.names,
-                pairs=np.stack([clips.static_id, clips.transient_id], 1).tolist(),
+                L=L, size=size, fingerprint=fingerprint(whole), static_names=clips.static_names,
+                transient_names=clips.transient_names, names=clips.names, pairs=np.stack([clips.static_id, clips.transient_id], 1).tolist(),
                 trained_on=dict(device=str(device), kernels=losses_by, torch=str(torch.__version__), commit=commit()))
     vgg16 = load_vgg16(args.vgg16, device)
     trainer, log = Trainer(s, clips, device), []
@@ -1247,7 +1247,8 @@ def ablate(args):
                 *_, loss = trainer.step()
                 if (step + 1) % max(1, s.steps // 10) == 0:
                     left = (time.perf_counter() - began) / (step + 1) * (s.steps - step - 1)
-                    print(f"seed {s.seed}  {name}  step {step + 1}/{s.steps}  loss {loss[0].item():.4f}  ETA of this row {left:.0f} s", flush=True)
+                    print(f"seed {s.seed}  {name}  step {step + 1}/{s.steps}  loss {loss[0].item():.4f}  ETA of this row {left:.0f} s",
+                          flush=True)
             if not loss.isfinite().all():
                 raise RunError(f"ablate, {name}: " + diverged(s.steps, s, out))
             rng = torch.Generator().manual_seed(s.seed)
@@ -1279,7 +1280,8 @@ def ablate(args):
     for name in ("-Z", "+Z", *ABLATION):
         (m, m_spread), (f, f_spread), (dB, _) = (mean_and_spread(name, key) for key in ("mcs", "fcs", "psnr"))
         spreads = [f" +- {value:.2f}" if args.seeds > 1 and value is not None else "" for value in (m_spread, f_spread)]
-        lines.append(f"| {name} | {cell(paper[name][0])} | {cell(m)}{spreads[0]} | {cell(paper[name][1])} | {cell(f, 3)}{spreads[1]} | {cell(dB)} |")
+        theirs = [cell(value) for value in paper[name]]
+        lines.append(f"| {name} | {theirs[0]} | {cell(m)}{spreads[0]} | {theirs[1]} | {cell(f, 3)}{spreads[1]} | {cell(dB)} |")
     verdicts = []
     for key, better, worse in ORDERINGS if row == "chair" else []:
         a, b = mean_and_spread(better, key)[0], mean_and_spread(worse, key)[0]
@@ -1290,7 +1292,8 @@ def ablate(args):
     text = "\n".join(lines) + "\n"
     data_prep.write_beside(out / "ablation.md", lambda temporary: temporary.write_text(text))
     write_json(out / "ablation.json", dict(source=clips.source, standin=clips.standin, settings=asdict(base), seeds=args.seeds,
-                                           ours=results, paper=paper, orderings=verdicts, device=str(device), torch=torch.__version__, commit=commit()))
+                                           ours=results, paper=paper, orderings=verdicts, device=str(device), torch=str(torch.__version__),
+                                           commit=commit()))
     (out / "ablation-so-far.json").unlink()
     print(text + f"see {out}")
     return 0
