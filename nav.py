@@ -730,9 +730,13 @@ def read_checkpoint(folder, device="cpu"):
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         checkpoint["settings"] = Settings(**checkpoint["settings"])
+        for key in ("model", "batches", "log", "data"):
+            checkpoint[key]
+        for key in ("fingerprint", "all_clips", "pairs", "names", "trained_on"):
+            checkpoint["data"][key]
         return checkpoint
-    except Exception as error:  # whatever damaged bytes make zip, pickle and torch raise
-        raise RunError(f"{path}: not a checkpoint of this script ({str(error).splitlines()[0][:100]})") from None
+    except Exception as error:  # whatever damaged bytes or another version's keys make zip, pickle, torch and dict raise
+        raise RunError(f"{path}: not a checkpoint of this script ({' '.join(repr(error).split())[:120]})") from None
 
 
 def open_run_folder(out, resume):
