@@ -17,6 +17,7 @@ import hashlib
 import http.client
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -271,6 +272,38 @@ def sheet(rows, path, scale=1, gap=2, frames=None, row_labels=None, column_label
                 draw.rectangle((x - line, y - line, x + wide + line - 1, y + high + line - 1), None, frames[r][k], line)
     for k, text in enumerate(column_labels or []):
         draw.text((left + k * (wide + gap) + wide // 2, 9), text, ink, font, anchor="mm")
+    write_beside(path, lambda temporary: picture.save(temporary))
+
+
+def chart(path, lines, x_title, y_title, size=(640, 400)):
+    """A PNG of lines over a pair of axes. lines: {name: ([x, ...], [y, ...])}, at least two points in all; x from 0."""
+    font, colours = ImageFont.load_default(13), [(31, 119, 180), (214, 80, 40), (44, 140, 60), (130, 90, 180)]
+    xs, ys = ([value for line in lines.values() for value in line[axis]] for axis in (0, 1))
+    left, top, right, bottom = 56, 24, size[0] - 20, size[1] - 44
+    x_end, low, high = max(xs), math.floor(min(ys)), math.ceil(max(ys) + 1e-9)
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+
+    def ticks(start, end):  # at most eight round numbers
+        step = next(s for e in range(-3, 12) for s in (10.0 ** e, 2 * 10.0 ** e, 5 * 10.0 ** e) if (end - start) / s <= 8)
+        return [k * step for k in range(math.ceil(start / step - 1e-9), math.floor(end / step + 1e-9) + 1)]
+
+    def at(x, y):
+        return left + (right - left) * x / x_end, bottom - (bottom - top) * (y - low) / (high - low)
+
+    for y in ticks(low, high):
+        draw.line((at(0, y), at(x_end, y)), (225,) * 3)
+        draw.text((left - 8, at(0, y)[1]), f"{y:g}", "black", font, anchor="rm")
+    for x in ticks(0, x_end):
+        draw.line((at(x, low), at(x, high)), (225,) * 3)
+        draw.text((at(x, low)[0], bottom + 8), f"{x:g}", "black", font, anchor="mt")
+    draw.line((at(0, high), at(0, low), at(x_end, low)), "black")
+    draw.text((right, size[1] - 6), x_title, "black", font, anchor="rs")
+    draw.text((4, 4), y_title, "black", font)
+    for i, (name, (x, y)) in enumerate(lines.items()):
+        draw.line([at(*point) for point in zip(x, y)], colours[i % 4], 2, joint="curve")
+        draw.line((left + 12 + 130 * i, 12, left + 32 + 130 * i, 12), colours[i % 4], 3)
+        draw.text((left + 38 + 130 * i, 12), name, "black", font, anchor="lm")
     write_beside(path, lambda temporary: picture.save(temporary))
 
 

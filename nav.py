@@ -16,16 +16,19 @@ import hashlib
 import io
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -76,6 +79,7 @@ TABLE_6 = {  # data set: the codes and losses, then the paper's own rates and it
 }
 FAST_STEPS = {"chair": 3400, "weizmann": 2700, "golf": 3400}  # five minutes on two cores
 HIDDEN = 500  # units of the GRU (Sec. 4.2)
+BATCH_STATISTICS = 0.1  # fast recipe: G's norms see their batch in this share of the steps, at least 100, then keep what they know
 LOG = "step,seconds,loss,l_rec,l_triplet,psnr,frames_per_second"
 
 
@@ -102,13 +106,19 @@ class Dictionary(nn.Module):
 
     def __init__(self, rows, *shape, momentum=False, rank=0):
         super().__init__()
-        self.momentum, self.rank = momentum, rank
+        self.momentum, self.rank, self.own = momentum, rank, False
         self.register_buffer("z", torch.zeros(rows, *shape))
         self.z.copy_(self.project(torch.randn(rows, *shape) / shape[-1] ** 0.5))  # Gaussians that differ by their variance
         self.register_buffer("m", torch.zeros_like(self.z))
         if not momentum:
             self.register_buffer("v", torch.zeros_like(self.z))
             self.register_buffer("count", torch.zeros(rows, *(1 for _ in shape)))
+
+    def keep(self, rows):
+        """Only rows [K] live in this process."""
+        self.own = True
+        for name, values in list(self.named_buffers()):
+            setattr(self, name, values[rows].clone())
 
     def project(self, z):
         return unit_ball(low_rank(z, self.rank) if self.rank else z)
@@ -190,25 +200,25 @@ class Generator(nn.Module):
         super().__init__()
         channels = [width * size // 8 >> i for i in range(int(math.log2(size // 4)))]   # 64 x 64: 8w, 4w, 2w, w
         self.labels, label_channels = labels, channels[0] // 4 if labels else 0
-        self.code = nn.ConvTranspose2d(D, channels[0] - label_channels, 4, bias=False)  # 1 x 1 -> 4 x 4
+        self.code = nn.Linear(D, 16 * (channels[0] - label_channels), bias=False)      # a transposed convolution of 1 x 1
         if labels:
-            self.label = nn.ConvTranspose2d(labels, label_channels, 4, bias=False)
+            self.label = nn.Linear(labels, 16 * label_channels, bias=False)
         layers = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
         for c_in, c_out in zip(channels, channels[1:]):                                 # each doubles the side
             layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1), nn.Tanh())
         for module in self.modules():                                                   # DCGAN's initialisation
-            if isinstance(module, nn.ConvTranspose2d):
+            if isinstance(module, (nn.Linear, nn.ConvTranspose2d)):
                 nn.init.normal_(module.weight, 0, 0.02)
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.weight, 1, 0.02)
 
     def forward(self, codes, label=None):
-        x = self.code(codes[:, :, None, None])                                          # (M, 8w, 4, 4)
+        x = self.code(codes).view(len(codes), 4, 4, -1)                                 # (M, 4, 4, 8w), as it lies in memory
         if self.labels:
             one_hot = F.one_hot(label, self.labels).to(codes.dtype)
-            x = torch.cat([x, self.label(one_hot[:, :, None, None])], 1)
-        return self.layers(x)                                                           # (M, 3, size, size)
+            x = torch.cat([x, self.label(one_hot).view(len(codes), 4, 4, -1)], 3)
+        return self.layers(x.permute(0, 3, 1, 2))                                       # (M, 3, size, size)
 
 
 class Model(nn.Module):
@@ -265,22 +275,26 @@ class Batches:
         self.static_id = torch.from_numpy(clips.static_id).to(device)
         self.transient_id = torch.from_numpy(clips.transient_id).to(device)
         self.N, self.L = clips.videos.shape[:2]
-        self.B, self.F, self.random_window = s.batch, s.per_clip or self.L, s.window == "random"
+        rank, count = ranks()
+        self.B, self.F, self.random_window = s.batch // count, s.per_clip or self.L, s.window == "random"
         self.weight = torch.full((self.B, self.F), 1 / self.F, device=device)           # l_rec: the mean over frames
         self.weight[:, 0] += s.lambda_s                                                 # l_static: one of them, k
         self.weight = self.weight.flatten()
-        self.rng = torch.Generator(device).manual_seed(s.seed)
+        self.rng = torch.Generator(device).manual_seed(s.seed + (rank << 32))
         self.order = torch.empty(0, dtype=torch.long, device=device)
 
-    def next(self):
-        """One step's clips: static ids [B], transient ids [B], frame numbers [B, F], frames v uint8 [B * F, 3, H, W].
-
-        F different frames of each clip, in random order: their mean stands for l_rec, and the first of them is the k of
-        l_static. `weight` [B * F] holds the weights of both."""
+    def deal(self):
+        """One step's draw: clips [B], and random numbers [B, L + 1] in [0, 1) for their windows and frames."""
         while len(self.order) < self.B:
             self.order = torch.cat([self.order, torch.randperm(self.N, generator=self.rng, device=self.order.device)])
         clips, self.order = self.order[:self.B], self.order[self.B:]
-        draws = torch.rand(self.B, self.L + 1, generator=self.rng, device=clips.device)
+        return clips, torch.rand(self.B, self.L + 1, generator=self.rng, device=clips.device)
+
+    def gather(self, clips, draws):
+        """What was dealt: static ids [B], transient ids [B], frame numbers [B, F], frames v uint8 [B * F, 3, H, W].
+
+        F different frames of each clip, in random order: their mean stands for l_rec, and the first of them is the k of
+        l_static. `weight` [B * F] holds the weights of both."""
         times = draws[:, 1:].argsort(1)[:, :self.F]
         first = self.first[clips]
         if self.random_window:
@@ -296,6 +310,74 @@ class Batches:
         self.rng.set_state(state["rng"].cpu())
 
 
+# ---- several processes (torchrun) ------------------------------------------------------------------------------------
+
+
+def join_ranks(device):
+    """Meet the processes that torchrun started beside this one: over NCCL on GPUs, gloo on CPUs. Nothing to do without them."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=5))
+
+
+def ranks():
+    """(number of this process, how many there are): (0, 1) unless torchrun started it."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def deal_out(model, clips):
+    """This process's clips, every K-th of them, and what lives here: {"z_s": rows} where each clip has a row of its own.
+
+    Cuts the model's dictionaries down to these rows, so that a dictionary may be as large as all processes together."""
+    (rank, count), N, own = ranks(), len(clips.names), {}
+    if count == 1:
+        return clips, own
+    for tensor in model.state_dict().values():  # the same start everywhere, to the bit, on other processors too
+        dist.broadcast(tensor, 0)
+    clips = subset(clips, range(rank, N, count))
+    for kind in ("static", "transient"):
+        if len(getattr(clips, f"{kind}_names")) == N:
+            own[f"z_{kind[0]}"] = torch.from_numpy(np.unique(getattr(clips, f"{kind}_id")))
+            clips = compact(clips, [kind])
+    for name, rows in own.items():
+        getattr(model, name).keep(rows)
+    return clips, own
+
+
+def sum_over_ranks(model, codes=(), losses=None):
+    """Adds up, in one message, what the processes found in their shares of a step: gradients, in place, and codes
+    [(dictionary, rows, grad)], returned; losses and the running statistics of G's norms become their means."""
+    _, count = ranks()
+    if count == 1:
+        return codes
+    sums = [p.grad for p in model.parameters() if p.grad is not None]
+    tables = {}  # rows that several processes use: a table of all of them, and how many used each
+    for dictionary, rows, grad in codes:
+        if not dictionary.own:
+            table = grad.new_zeros(len(dictionary.z), grad[0].numel() + 1)
+            tables[dictionary] = table.index_add_(0, rows, F.pad(grad.flatten(1), (0, 1), value=1.0))
+    means = [b for b in model.G.buffers() if b.is_floating_point()] + ([] if losses is None else [losses])
+    parts = [*sums, *tables.values(), *means]
+    total = torch.cat([part.flatten() for part in parts])
+    dist.all_reduce(total)
+    for part, value in zip(parts, total.split([part.numel() for part in parts])):
+        part.copy_(value.view(part.shape))
+    for part in means:
+        part.div_(count)
+    for i, (dictionary, rows, grad) in enumerate(codes := list(codes)):
+        if dictionary in tables:
+            rows = tables[dictionary][:, -1].nonzero().flatten()
+            codes[i] = dictionary, rows, tables[dictionary][rows, :-1].unflatten(1, grad.shape[1:])
+    return codes
+
+
+def gather_from_ranks(thing):
+    """[the thing of process 0, of 1, ...] in every process."""
+    things = [thing]
+    if ranks()[1] > 1:
+        dist.all_gather_object(things := [None] * ranks()[1], thing)
+    return things
+
+
 # ---- training (Eq. 3, 4 and 6) ---------------------------------------------------------------------------------------
 
 
@@ -304,11 +386,11 @@ def forward_and_back(model, s, weight, batch, z_s, z_t, which, triplet=True):
 
     z_t [rows, L, D_t] holds each transient row of the batch once, which [B] says whose it is."""
     static_ids, transient_ids, times, v = batch
-    r = model.R(z_t)[which]                                                             # (B, L, D_t)
-    drawn = r.gather(1, times[:, :, None].expand(-1, -1, r.shape[2]))                   # (B, F, D_t)
+    r = model.R(z_t)                                                                    # (rows, L, D_t)
+    drawn = r[which].gather(1, times[:, :, None].expand(-1, -1, r.shape[2]))            # (B, F, D_t)
     v_hat = model.draw(z_s, drawn, transient_ids)                                       # (B*F, 3, H, W)
     l, dl_dv = laplacian_l1_with_grad(v_hat, v, weight, s.levels)                       # (B*F,), like v_hat
-    l_triplet = triplet_margin(r, float(s.alpha), s.alpha)                              # (B,)
+    l_triplet = triplet_margin(r, float(s.alpha), s.alpha)[which]                       # (B,)
     if triplet:  # sums over clips: a clip's gradient does not depend on how many share the step
         torch.autograd.backward([v_hat, s.lambda_t * l_triplet.sum()], [dl_dv, None])
     else:
@@ -320,57 +402,90 @@ def forward_and_back(model, s, weight, batch, z_s, z_t, which, triplet=True):
 class Muon(torch.optim.Optimizer):
     """Momentum whose every update of a matrix has equal singular values (Jordan et al., 2024): no direction lags behind.
 
-    For weights [c_in, c_out, 4, 4], c_in <= 16 * c_out, taken as matrices [c_in, 16 * c_out]. An element moves by about lr
-    (root mean square), as under Adam."""
+    For weights [c_in, c_out, 4, 4], taken as matrices [c_in, 16 * c_out]: the update is (m m^T)^(-1/2) x, of momentum m
+    and the gradient x looking ahead. m turns slowly: `refresh` finds that root anew in every eighth step only. An element
+    moves by about lr (root mean square), as under Adam."""
 
     def __init__(self, weights, lr):
         super().__init__(weights, dict(lr=lr))
+        for w in self.param_groups[0]["params"]:
+            self.state[w].update(m=torch.zeros_like(w), root=torch.eye(len(w), device=w.device))
+
+    @staticmethod
+    def matrix(w):  # [c_in, 16 * c_out], as it lies in memory, scaled to norm 1
+        x = w.permute(0, 2, 3, 1).flatten(1)
+        return x / x.norm().clamp(min=1e-9)
 
     @torch.no_grad()
     def step(self):
-        for group in self.param_groups:
-            for w in group["params"]:
-                m = self.state[w].setdefault("m", torch.zeros_like(w))
-                m.mul_(0.95).add_(w.grad)
-                x = (w.grad + 0.95 * m).permute(0, 2, 3, 1).flatten(1)                  # (c_in, 16 * c_out), as it lies in memory
-                x = x / x.norm().clamp(min=1e-9)
-                # Newton-Schulz towards the orthogonal factor of x, in three steps; each is a polynomial of x x^T from the
-                # left, so they are multiplied out among the small matrices and touch x once.
-                gram, one = x @ x.T, torch.eye(len(x), device=x.device)
-                product = one
-                for _ in range(3):
-                    p = 3.4445 * one - 4.7750 * gram + 2.0315 * gram @ gram
-                    product, gram = product @ p, gram @ p @ p
-                x = (product @ x).view(len(w), *w.shape[2:], w.shape[1]).permute(0, 3, 1, 2)
-                w.add_(x, alpha=-group["lr"] * (16 * w.shape[1]) ** 0.5)
+        for w in self.param_groups[0]["params"]:
+            c_in, c_out, *kernel = w.shape
+            m = self.state[w]["m"].mul_(0.95).add_(w.grad)
+            x = self.state[w]["root"] @ self.matrix(w.grad + 0.95 * m)
+            x = x.view(c_in, *kernel, c_out).permute(0, 3, 1, 2)
+            w.addcmul_(x, self.param_groups[0]["lr"], value=-max(c_in, 16 * c_out) ** 0.5)
+
+    @torch.no_grad()
+    def refresh(self):
+        """root = (m m^T)^(-1/2), m scaled to norm 1, by three Newton-Schulz steps: polynomials of the small matrix m m^T."""
+        for w in self.param_groups[0]["params"]:
+            x, one = self.matrix(self.state[w]["m"]), torch.eye(len(w), device=w.device)
+            gram, root = x @ x.T, one
+            for _ in range(3):
+                p = 3.4445 * one - 4.7750 * gram + 2.0315 * gram @ gram
+                root, gram = root @ p, gram @ p @ p
+            self.state[w]["root"].copy_(root)
 
 
 class Trainer:
     """Eq. 6 on its way down: the model, its optimisers, the order of the clips, and how far it is.
 
-    `state` is all of it; a trainer that takes it up with `restore` goes on bit for bit (on CPU)."""
+    `state` is all of it; a trainer that takes it up with `restore` goes on bit for bit (on CPU). Among several processes
+    each has its share of the clips and of every step, and the rows of codes that no clip of another one uses."""
 
-    def __init__(self, s, clips, device):
+    def __init__(self, s, clips, device, graph=True):
         torch.manual_seed(s.seed)
         N, L, size = clips.videos.shape[:3]
         model = Model(s, size, L, len(clips.static_names), len(clips.transient_names))
-        inner = []  # G's matrices between the first and the last layer
+        matrices = []  # of G, behind the first layer's
         if s.recipe == "fast":
             for dictionary, z in zip((model.z_s, model.z_t), codes_from_clips(clips, s.D_s, s.D_t)):
                 dictionary.start_from(z)
-            inner = [m.weight for m in model.G.layers[:-2] if isinstance(m, nn.ConvTranspose2d)]
+            matrices = [m.weight for m in model.G.layers if isinstance(m, nn.ConvTranspose2d)]
+        clips, self.rows = deal_out(model, clips)
         self.s, self.model = s, model.to(device, memory_format=torch.channels_last)
-        adam = partial(torch.optim.Adam, fused=device.type != "mps")
-        self.optimisers_G = [adam([p for p in model.G.parameters() if all(p is not w for w in inner)], lr=s.lr_G)]
-        self.optimisers_G += [Muon(inner, lr=s.lr_G)] if inner else []
-        self.optimiser_R = adam(list(model.R.parameters()) or [torch.zeros(1)], lr=s.lr_R)  # -R has nothing to train
+        rate = partial(torch.tensor, device=device)  # rates live on the device, where a CUDA graph reads them afresh
+        adam = partial(torch.optim.Adam, fused=device.type != "mps", foreach=False, capturable=device.type == "cuda")
+        self.optimisers_G = [adam([p for p in model.G.parameters() if all(p is not w for w in matrices)], lr=rate(s.lr_G))]
+        self.optimisers_G += [Muon(matrices, lr=rate(s.lr_G))] if matrices else []
+        self.optimiser_R = adam(list(model.R.parameters()) or [torch.zeros(1)], lr=rate(s.lr_R))  # -R has nothing to train
+        self.lr_Z = rate(s.lr_Z)
         self.batches = Batches(clips, s, device)
-        self.each = torch.arange(s.batch, device=device)
+        self.each = torch.arange(self.batches.B, device=device)
         self.steps_done = 0
+        self.use_graph, self.graph = graph and device.type == "cuda" and ranks() == (0, 1), None
 
     def step(self):
         """One update. Returns (v, v_hat, losses [3]) of its batch, on the device; nothing waits for the host."""
-        s, m, batch = self.s, self.model, self.batches.next()
+        s, first = self.s, self.steps_done < max(100, BATCH_STATISTICS * self.s.steps)
+        rate = cosine(self.steps_done, s.steps) if s.recipe == "fast" else 1.0
+        for lr, start in [(self.lr_Z, s.lr_Z), (self.optimiser_R.param_groups[0]["lr"], s.lr_R),
+                          *((o.param_groups[0]["lr"], s.lr_G) for o in self.optimisers_G)]:
+            lr.fill_(start * rate)
+        if s.recipe == "fast" and self.model.G.training != first:
+            self.model.G.train(first)
+            self.graph = None
+        dealt = self.batches.deal()
+        out = self.replay(dealt) if self.use_graph else self.update(*dealt)
+        if self.steps_done % 8 == 0:
+            for optimiser in self.optimisers_G[1:]:
+                optimiser.refresh()
+        self.steps_done += 1
+        return out
+
+    def update(self, clips, draws):
+        """All of a step that the device does on its own, clips and draws given."""
+        s, m, batch = self.s, self.model, self.batches.gather(clips, draws)
         static_rows, transient_rows, which = batch[0], batch[1], self.each
         if which.device.type == "cpu":  # R runs once for clips that share their transient codes (a GPU would have to wait)
             transient_rows, which = transient_rows.unique(return_inverse=True)
@@ -379,39 +494,74 @@ class Trainer:
         # ---- BEGIN: the training step ----
         if s.recipe == "paper":
             objective(z_s.detach(), z_t.detach(), which, triplet=False)            # stage 1: gamma (Eq. 3.1)
+            sum_over_ranks(m)
             self.optimisers_G[0].step()
             m.zero_grad()
             m.G.requires_grad_(False)
-            out = objective(z_s, z_t, which)                                        # stage 2: Z_V and theta (Eq. 3.2)
+            v_hat, losses = objective(z_s, z_t, which)                              # stage 2: Z_V and theta (Eq. 3.2)
             m.G.requires_grad_(True)
-            rate = 1.0
         else:
-            out = objective(z_s, z_t, which)                                        # one backward serves both stages
-            rate = cosine(self.steps_done, s.steps)
+            v_hat, losses = objective(z_s, z_t, which)                              # one backward serves both stages
+        codes = sum_over_ranks(m, [(m.z_s, static_rows, z_s.grad), (m.z_t, transient_rows, z_t.grad)], losses)
+        if s.recipe == "fast":
             for optimiser in self.optimisers_G:
-                optimiser.param_groups[0]["lr"] = s.lr_G * rate
                 optimiser.step()
-            self.optimiser_R.param_groups[0]["lr"] = s.lr_R * rate
         self.optimiser_R.step()
         m.zero_grad()
-        m.z_s.update(static_rows, z_s.grad, s.lr_Z * rate)
-        m.z_t.update(transient_rows, z_t.grad, s.lr_Z * rate)
+        for dictionary, rows, grad in codes:
+            dictionary.update(rows, grad, self.lr_Z)
         # ---- END ----
-        self.steps_done += 1
-        return batch[3], *out
+        return batch[3], v_hat, losses
+
+    def replay(self, dealt):
+        """The same as one CUDA graph: two steps without it bring all buffers into being, then it is captured and replayed."""
+        if self.graph is None:
+            self.graph, self.dealt, self.plain = torch.cuda.CUDAGraph(), [x.clone() for x in dealt], 2
+        for here, x in zip(self.dealt, dealt):
+            here.copy_(x)
+        if self.plain:
+            self.plain -= 1
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                out = self.update(*self.dealt)
+            torch.cuda.current_stream().wait_stream(aside)
+            return out
+        if self.plain == 0:
+            self.plain = None
+            with torch.cuda.graph(self.graph):
+                self.out = self.update(*self.dealt)
+        self.graph.replay()
+        v, v_hat, losses = self.out
+        return v, v_hat, losses.clone()
 
     def state(self):
-        return dict(model=self.model.state_dict(), optimiser_R=self.optimiser_R.state_dict(),
+        """All of it, the same in every process. What lives in one of them alone is brought together."""
+        model = self.model.state_dict()
+        places = gather_from_ranks((self.rows, {key: model[key] for key in model if key.split(".")[0] in self.rows}, self.batches.state()))
+        for key in places[0][1]:
+            name = key.split(".")[0]
+            rows = torch.cat([rows[name] for rows, _, _ in places])
+            model[key] = torch.cat([codes[key].cpu() for _, codes, _ in places])[rows.argsort()]
+        return dict(model=model, optimiser_R=self.optimiser_R.state_dict(),
                     optimisers_G=[optimiser.state_dict() for optimiser in self.optimisers_G],
-                    batches=self.batches.state(), rng=torch.get_rng_state(), steps_done=self.steps_done)
+                    batches=[batches for _, _, batches in places], rng=torch.get_rng_state(), steps_done=self.steps_done)
 
     def restore(self, state):
-        """Take up a state. Raises RuntimeError, KeyError or ValueError where it is of another shape."""
-        self.model.load_state_dict(state["model"])
-        self.optimiser_R.load_state_dict(state["optimiser_R"])
-        for optimiser, kept in zip(self.optimisers_G, state["optimisers_G"], strict=True):
+        """Take up a state. Raises RuntimeError, KeyError, IndexError or ValueError where it is of another shape."""
+        model, (rank, count) = dict(state["model"]), ranks()
+        for key in model:
+            if (name := key.split(".")[0]) in self.rows:
+                model[key] = model[key][self.rows[name]]
+        self.model.load_state_dict(model)
+        for optimiser, kept in zip([self.optimiser_R, *self.optimisers_G], [state["optimiser_R"], *state["optimisers_G"]], strict=True):
+            lr = optimiser.param_groups[0]["lr"]
             optimiser.load_state_dict(kept)
-        self.batches.restore(state["batches"])
+            optimiser.param_groups[0]["lr"] = lr
+        if len(state["batches"]) == count:  # else the clips are dealt afresh: another order, the same clips
+            self.batches.restore(state["batches"][rank])
+        else:
+            self.batches.rng.manual_seed(self.s.seed + state["steps_done"] + (rank << 32))
         torch.set_rng_state(state["rng"].cpu())
         self.steps_done = state["steps_done"]
 
@@ -556,6 +706,8 @@ def choose_device(name):
         name = next(device for device, is_there in there.items() if is_there)
     if not there[name]:
         raise RunError(f"--device {name}: this machine or this PyTorch has none; use --device cpu, or leave it out")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
 
 
@@ -612,9 +764,9 @@ def subset(clips, keep, every=1):
                    names=[clips.names[j] for j in keep], full=np.concatenate(pieces), length=np.array([len(piece) for piece in pieces]))
 
 
-def compact(clips):
+def compact(clips, kinds=("static", "transient")):
     """The same clips without the dictionary rows that none of them uses: what is not seen has no codes."""
-    for kind in ("static", "transient"):
+    for kind in kinds:
         rows, ids = np.unique(getattr(clips, f"{kind}_id"), return_inverse=True)
         names = getattr(clips, f"{kind}_names")
         clips = replace(clips, **{f"{kind}_id": ids, f"{kind}_names": [names[row] for row in rows]})
@@ -696,6 +848,9 @@ def check_settings(s, clips):
         raise RunError(f"frames of {H} x {W} pixels: G draws squares of 16, 32, 64, 128 or 256; prepare with data_prep.py --size 64")
     if H < 2 ** s.levels:
         raise RunError(f"frames of {H} pixels are too small for {s.levels} pyramid levels: use --levels {int(math.log2(H))} or less")
+    count = ranks()[1]
+    if count > 1 and (s.batch % count or len(clips.names) - s.hold_out - s.hold_out_clips < count):
+        raise RunError(f"{count} processes: --batch {s.batch} must be a multiple of it, and each needs a clip to train on")
     if s.rank and not 1 <= s.rank <= min(L, s.D_t):
         raise RunError(f"--rank {s.rank}: 1 to {min(L, s.D_t)} for transient codes of {L} x {s.D_t}")
 
@@ -899,6 +1054,7 @@ def measure_interpolation(model, s, whole, device):
 def train(args):
     """Trains, with a progress line, a log and checkpoints; then measures and shows."""
     device = choose_device(args.device)
+    join_ranks(device)
     losses_by = which_kernels(device)
     whole, row = find_clips(args)
     lay_out(whole, args.layout)
@@ -911,28 +1067,30 @@ def train(args):
                 transient_names=clips.transient_names, names=clips.names, pairs=np.stack([clips.static_id, clips.transient_id], 1).tolist(),
                 trained_on=dict(device=str(device), kernels=losses_by, torch=str(torch.__version__), commit=commit()))
     vgg16 = load_vgg16(args.vgg16, device)
-    trainer, log = Trainer(s, clips, device), []
+    trainer, log, (rank, count) = Trainer(s, clips, device, args.graph), [], ranks()
+    say = partial(print, flush=True) if rank == 0 else lambda text: None
     if args.resume:
-        log = resume(out, trainer, data)
-    open_run_folder(out, args.resume)
-    write_json(out / "config.json", dict(asdict(s), dataset=args.dataset, source=clips.source, standin=clips.standin, clips=N, frames=L,
-                                         size=size, device=str(device), torch=torch.__version__, commit=commit()))
-    print(f"{clips.source}\n{N} clips of {L} frames, {size} x {size}; {len(clips.static_names)} static and {len(clips.transient_names)} "
+        log = resume(out, trainer, data, say)
+    if rank == 0:
+        open_run_folder(out, args.resume)
+        write_json(out / "config.json", dict(asdict(s), dataset=args.dataset, source=clips.source, standin=clips.standin, clips=N, frames=L,
+                                             size=size, processes=count, device=str(device), torch=torch.__version__, commit=commit()))
+    say(f"{clips.source}\n{N} clips of {L} frames, {size} x {size}; {len(clips.static_names)} static and {len(clips.transient_names)} "
           f"transient codes; {s.recipe} recipe, {s.steps} steps of {s.batch} clips x {trainer.batches.F} frames\n{device}, {s.precision} ({why}), "
-          f"losses by {losses_by}; writing to {out}", flush=True)
+          f"losses by {losses_by}{f'; {count} processes' if count > 1 else ''}; writing to {out}")
     if clips.standin:
-        print(f"NOTE: these clips are DRAWN STAND-INS, not the real {row} data; every result says so", flush=True)
+        say(f"NOTE: these clips are DRAWN STAND-INS, not the real {row} data; every result says so")
 
     first_step, seconds_before = trainer.steps_done, log[-1][1] if log else 0.0
     began = saved = time.perf_counter()
-    losses, every = [], max(1, min(25, s.steps // 20))
+    losses, every, asked, state = [], max(1, min(25, s.steps // 20)), 0, trainer.state()
     with Stop() as stop:
-        while trainer.steps_done < s.steps and not stop.asked:
+        while trainer.steps_done < s.steps and not asked:
             v, v_hat, loss = trainer.step()
             losses.append(loss)
             step = trainer.steps_done
-            # All below is looking, not learning. The host waits for the device only here.
-            if step % every and step < s.steps and not stop.asked:
+            # All below is looking, not learning. The host waits for the device only here; processes look together.
+            if step % every and step < s.steps and (count > 1 or not stop.asked):
                 continue
             values = torch.stack(losses).cpu()                                          # (steps since the last look, 3)
             for i in range(len(losses)):
@@ -942,14 +1100,23 @@ def train(args):
             dB = psnr(to_bytes(v_hat)[None], v.permute(0, 2, 3, 1)[None]).item()
             frames_a_second = (step - first_step) * s.batch * trainer.batches.F / passed
             log.append([step, seconds_before + passed, *values.mean(0).tolist(), dB, frames_a_second])
-            print(progress(log[-1], s.steps, passed / (step - first_step)), flush=True)
-            if time.perf_counter() - saved >= args.checkpoint_every or step == s.steps or stop.asked:
-                save_checkpoint(out, trainer, data, log)
+            say(progress(log[-1], s.steps, passed / (step - first_step)))
+            late = time.perf_counter() - saved >= args.checkpoint_every
+            asked, late = map(max, zip(*gather_from_ranks((stop.asked, late))))
+            if late or step == s.steps or asked:
+                state = trainer.state()
+                if rank == 0:
+                    save_checkpoint(out, s, data, log, state)
                 saved = time.perf_counter()
-    if stop.asked:
-        print(f"nav: stopped at step {trainer.steps_done} of {s.steps}; the checkpoint is in {out}, --resume goes on", file=sys.stderr)
-        return 128 + stop.asked
-    return report(out, trainer.model, s, data, whole, device, log, vgg16)
+    if asked:
+        if rank == 0:
+            print(f"nav: stopped at step {trainer.steps_done} of {s.steps}; the checkpoint is in {out}, --resume goes on", file=sys.stderr)
+        return 128 + asked
+    if rank:
+        return 0
+    model = Model(s, size, L, len(clips.static_names), len(clips.transient_names))
+    model.load_state_dict(state["model"])
+    return report(out, model.to(device, memory_format=torch.channels_last), s, data, whole, device, log, vgg16)
 
 
 def diverged(step, s, out):
@@ -981,12 +1148,11 @@ class Stop:
             signal.signal(number, handler)
 
 
-def save_checkpoint(out, trainer, data, log):
+def save_checkpoint(out, s, data, log, state):
     """checkpoint.pt and log.csv, each whole or not at all. Raises RunError where something to be kept is not finite."""
-    state = trainer.state()
     if not all(value.isfinite().all() for value in state["model"].values()):
-        raise RunError(diverged(trainer.steps_done, trainer.s, out))
-    content = dict(settings=asdict(trainer.s), data=data, log=log, **state)
+        raise RunError(diverged(state["steps_done"], s, out))
+    content = dict(settings=asdict(s), data=data, log=log, **state)
     buffer = io.BytesIO()  # a full disk is then an OSError, as everywhere, not one of torch's own
     torch.save(content, buffer)
     data_prep.write_beside(out / "checkpoint.pt", lambda temporary: temporary.write_bytes(buffer.getbuffer()))
@@ -994,7 +1160,7 @@ def save_checkpoint(out, trainer, data, log):
     data_prep.write_beside(out / "log.csv", lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
 
 
-def resume(out, trainer, data):
+def resume(out, trainer, data, say):
     """Fill the trainer from the checkpoint in `out`; returns its log. Raises RunError where the two do not fit."""
     kept = read_checkpoint(out)
     asked, had = dict(asdict(trainer.s), clips=data["fingerprint"]), dict(asdict(kept["settings"]), clips=kept["data"]["fingerprint"])
@@ -1002,9 +1168,11 @@ def resume(out, trainer, data):
         if asked[name] != had[name]:
             raise RunError(f"--resume: {out}/checkpoint.pt was made with {name} {str(had[name])[:12]}, now it is {str(asked[name])[:12]}: "
                            "repeat the first command, or train afresh with another --out")
+    if len(kept["batches"]) != ranks()[1]:
+        say(f"the checkpoint was made by {len(kept['batches'])} processes: from here on the clips come in another order")
     try:
         trainer.restore(kept)
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:
         raise RunError(f"{out}/checkpoint.pt: of another shape ({' '.join(str(error).split())[:120]})") from None
     return kept["log"]
 
@@ -1303,6 +1471,119 @@ def ablate(args):
     return 0
 
 
+def bench(args):
+    """Where the time of a training step goes on this device; with --seconds S, what both recipes reach in S seconds."""
+    device = choose_device(args.device)
+    clips, row = find_clips(args)
+    lay_out(clips, args.layout)
+    if args.seconds is not None:
+        return bench_recipes(args, clips, row, device)
+    s, why = choose_settings(args, row, clips, device)
+    trainer = Trainer(s, clips, device, args.graph)
+    m, batches, wait = trainer.model, trainer.batches, torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    for _ in range(10):
+        v, v_hat, _ = trainer.step()
+    trainer.steps_done = s.steps // 2                                                   # G's norms as in most steps
+    trainer.step()
+    static_ids, transient_ids, times, v = batches.gather(*batches.deal())
+    rows = transient_ids.unique() if device.type == "cpu" else transient_ids
+    codes = torch.randn(len(v), s.D_s + s.D_t, device=device, requires_grad=True)
+    label, dl_dv, grads = transient_ids.repeat_interleave(batches.F), torch.randn_like(v_hat), {p: torch.randn_like(p) for p in m.parameters()}
+    r = m.R(m.z_t.rows(rows)).detach().requires_grad_()
+
+    def generator():
+        with torch.autocast(device.type, torch.bfloat16, enabled=m.bf16):
+            v_hat = m.G(codes, label)
+        v_hat.backward(dl_dv.to(v_hat.dtype))
+        m.zero_grad()
+
+    def recurrent():
+        z_t = m.z_t.rows(rows)
+        m.R(z_t).backward(r.detach())
+        m.zero_grad()
+
+    def losses():
+        laplacian_l1_with_grad(v_hat, v, batches.weight, s.levels)
+        triplet_margin(r, float(s.alpha), s.alpha).sum().backward()
+
+    def updates():
+        for p, grad in grads.items():
+            p.grad = grad
+        for optimiser in (*trainer.optimisers_G, trainer.optimiser_R):
+            optimiser.step()
+        m.zero_grad()
+        m.z_s.update(static_ids, m.z_s.z[static_ids], trainer.lr_Z)
+        m.z_t.update(rows, m.z_t.z[rows], trainer.lr_Z)
+
+    def refresh():
+        for optimiser in trainer.optimisers_G[1:]:
+            optimiser.refresh()
+
+    def on_device(part):  # what the step's graph would launch
+        if not trainer.use_graph:
+            return part
+        for _ in range(3):
+            part()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            part()
+        return graph.replay
+
+    parts = {"step": trainer.step, "generator": on_device(generator), "GRU": on_device(recurrent), "losses": on_device(losses),
+             "updates": on_device(updates), "refresh": refresh, "gather": lambda: batches.gather(*batches.deal())}
+    took = {name: [] for name in parts}
+    for turn in range(40):  # in turn, so that a slow moment of the machine meets all of them
+        for name, part in parts.items():
+            wait()
+            began = time.perf_counter()
+            part()
+            wait()
+            took[name].append(time.perf_counter() - began)
+    ms = {name: 1000 * float(np.median(values[5:])) for name, values in took.items()}
+    ms["updates"] += ms.pop("refresh") / 8
+    ms["the rest"] = ms["step"] - sum(ms[name] for name in ms if name != "step")
+    print(f"{device}, {s.precision} ({why}); {s.batch} clips x {batches.F} frames a step, width {s.width}; medians of {turn + 1 - 5} turns")
+    for name, value in ms.items():
+        print(f"{name:10} {value:8.2f} ms  {value / ms['step']:5.0%}")
+    print(f"ratio: {ms['step'] / ms['generator']:.2f}")
+    return 0
+
+
+def bench_recipes(args, clips, row, device, looks=16):
+    """dB over the seconds of training, fast recipe and paper recipe, as a table, bench.csv and bench.png."""
+    if not 1 <= args.seconds <= 10 ** 6:
+        raise RunError(f"--seconds {args.seconds:g}: 1 to 1,000,000")
+    shown = spread(len(clips.names), 64)
+    real, ids = torch.from_numpy(clips.videos[shown]).to(device), ids_on(device, clips.static_id[shown], clips.transient_id[shown])
+    out, curves, lines = Path(args.out or f"runs/bench-{Path(args.dataset).stem}"), {}, ["recipe,seconds,steps,psnr"]
+    out.mkdir(parents=True, exist_ok=True)
+    for args.recipe in ("fast", "paper"):
+        s, _ = choose_settings(args, row, clips, device)
+        if args.recipe == "fast" and args.steps is None:  # as many steps as its schedule has time for
+            trial, took = Trainer(s, clips, device, args.graph), []
+            trial.steps_done = s.steps // 2
+            for _ in range(30):
+                began = time.perf_counter()
+                trial.step()[2].cpu()
+                took.append(time.perf_counter() - began)
+            s = replace(s, steps=max(1, int(args.seconds / np.median(took[5:]))))
+        trainer, seconds, curve = Trainer(s, clips, device, args.graph), 0.0, curves.setdefault(args.recipe, ([], []))
+        while seconds < args.seconds and trainer.steps_done < s.steps:
+            began = time.perf_counter()
+            while (seconds_now := seconds + time.perf_counter() - began) < args.seconds * (len(curve[0]) + 1) / looks and trainer.steps_done < s.steps:
+                trainer.step()[2].cpu()
+            seconds = seconds_now
+            curve[0].append(seconds)
+            curve[1].append(psnr(trainer.model.videos(*ids), real).mean().item())
+            lines.append(f"{args.recipe},{seconds:.1f},{trainer.steps_done},{curve[1][-1]:.2f}")
+            print(f"{args.recipe:5}  {seconds:6.1f} s  {trainer.steps_done:6} updates  {trainer.steps_done / seconds:6.1f} a second  {curve[1][-1]:5.2f} dB",
+                  flush=True)
+    data_prep.write_beside(out / "bench.csv", lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
+    data_prep.chart(picture(out, "bench.png", clips.standin), curves, "seconds of training", f"PSNR, dB ({clips.source[:60]})")
+    print(f"{device}: {picture(out, 'bench.png', clips.standin)} and bench.csv")
+    return 0
+
+
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -1334,6 +1615,7 @@ def parse(argv):
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: cuda, then mps, then cpu")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the generator; auto: bf16 where it is faster")
     add("--seed", type=int, help="of everything drawn at random (default: 0)")
+    add("--no-graph", dest="graph", action="store_false", help="on a GPU: launch a step's kernels one by one, not as one CUDA graph")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--checkpoint-every", type=float, default=20, metavar="SECONDS", help="between checkpoints")
     add("--vgg16", metavar="PATH", help="weights for the MCS; `download` fetches torchvision's (528 MB); default: torch hub's cache")
@@ -1351,11 +1633,12 @@ def parse(argv):
     add("--generated", metavar="DIR", help="evaluate: clips that other software made, a folder or an .npz")
     add("--real", metavar="NPZ", help="evaluate: the prepared set they are compared with")
     add("--seeds", type=int, default=1, help="ablate: how many seeds")
+    add("--seconds", type=float, metavar="S", help="bench: train with both recipes for S seconds each")
     add("--generated-clips", type=int, default=500, help="ablate: clips that each row generates")
     return parser.parse_args(argv)
 
 
-ACTIONS = {action.__name__: action for action in (train, evaluate, sample, exchange, interpolate, encode, ablate)}
+ACTIONS = {action.__name__: action for action in (train, evaluate, sample, exchange, interpolate, encode, ablate, bench)}
 
 
 def main(argv=None):
@@ -1363,19 +1646,28 @@ def main(argv=None):
     try:
         if args.seed is not None and not 0 <= args.seed < 2 ** 63:
             raise RunError(f"--seed {args.seed}: 0 or more, under 2^63")
-        if args.run and args.action in ("train", "ablate"):
+        if args.run and args.action in ("train", "ablate", "bench"):
             raise RunError(f"--run names a trained run; {args.action} writes to --out")
         if args.resume and args.action != "train":
             raise RunError(f"--resume goes with train, not with {args.action}")
+        if args.action != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise RunError(f"{args.action} runs in one process, without torchrun")
         return ACTIONS[args.action](args)
     except (RunError, DataError) as error:
-        print(f"nav: {error}", file=sys.stderr)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # every process finds the same fault: one line a machine
+            print(f"nav: {error}", file=sys.stderr)
     except OSError as error:
         print(f"nav: {error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the free space",
               file=sys.stderr)
     except KeyboardInterrupt:
         print("nav: interrupted", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        rank, count = ranks()
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        print(f"nav: process {rank} of {count} stops, since another one is gone; start all of them again with --resume "
+              f"({' '.join(str(error).split())[:120]})", file=sys.stderr)
     return 2
 
 

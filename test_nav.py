@@ -218,7 +218,7 @@ def test_gradient_is_that_of_equation_6(frames):
     """forward_and_back against autograd through the sum over clips of Eq. 6, in plain words."""
     s = settings(lambda_s=0.3, lambda_t=0.5, per_clip=frames)
     trainer = nav.Trainer(s, toy_clips(), torch.device("cpu"))
-    m, batch, weight = trainer.model, trainer.batches.next(), trainer.batches.weight
+    m, batch, weight = trainer.model, trainer.batches.gather(*trainer.batches.deal()), trainer.batches.weight
     static_ids, transient_ids, times, v = batch
     z_s, z_t = m.z_s.rows(static_ids), m.z_t.rows(transient_ids)
     _, losses = nav.forward_and_back(m, s, weight, batch, z_s, z_t, torch.arange(2))
@@ -239,7 +239,7 @@ def test_gradient_is_that_of_equation_6(frames):
 def test_a_clips_gradient_does_not_depend_on_its_company():
     s = settings()
     trainer = nav.Trainer(s, toy_clips(), torch.device("cpu"))
-    m, batch, weight = trainer.model.eval(), trainer.batches.next(), trainer.batches.weight  # eval: batch norm mixes clips
+    m, batch, weight = trainer.model.eval(), trainer.batches.gather(*trainer.batches.deal()), trainer.batches.weight  # eval: batch norm mixes clips
     alone = [part[:1] for part in batch[:3]] + [batch[3][:6]]
     z_s, z_t = m.z_s.rows(batch[0]), m.z_t.rows(batch[1])
     nav.forward_and_back(m, s, weight, batch, z_s, z_t, torch.arange(2))
@@ -264,7 +264,7 @@ def test_paper_recipe_against_a_reference_of_a_few_lines():
         return l.mean() + 0.1 * l[0], kernels.triplet_margin(r).sum()
 
     for _ in range(2):
-        static_id, transient_id, times, v = twin.batches.next()
+        static_id, transient_id, times, v = twin.batches.gather(*twin.batches.deal())
         rec, _ = equation_6(z_s[static_id[0]], z_t[transient_id[0]], times[0], v)
         adam_G.zero_grad()
         rec.backward()
@@ -301,7 +301,7 @@ def test_every_epoch_meets_every_clip_once():
     batches = nav.Batches(clips, settings(batch=2, per_clip=4, lambda_s=0.5), torch.device("cpu"))
     seen, static_frames = [], set()
     for _ in range(60):
-        static_ids, transient_ids, times, v = batches.next()
+        static_ids, transient_ids, times, v = batches.gather(*batches.deal())
         seen += static_ids.tolist()
         static_frames |= set(times[:, 0].tolist())
         for j, drawn, frames in zip(static_ids, times, v.unflatten(0, (2, 4))):
@@ -318,7 +318,7 @@ def test_random_windows_are_consecutive_and_reach_both_ends():
     batches = nav.Batches(clips, settings(window="random"), torch.device("cpu"))
     begins = {0: set(), 1: set()}
     for _ in range(60):
-        static_ids, _, times, v = batches.next()
+        static_ids, _, times, v = batches.gather(*batches.deal())
         for j, order, values in zip(static_ids.tolist(), times, v[:, 0, 0, 0].view(2, 6).int()):
             values = values[order.argsort()]
             assert (values.diff() == 1).all()
