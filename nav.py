@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.distributed.nn.functional import all_reduce
 
 import data_prep
 from data_prep import DataError
@@ -51,12 +52,12 @@ class Settings:
     levels: int = 4             # of the Laplacian pyramid
     lr_G: float = 2e-3          # Adam, the generator
     lr_R: float = 2e-3          # Adam, the GRU
-    lr_Z: float = 1e-2          # Adam, the codes (paper: SGD with momentum 0.9)
-    recipe: str = "fast"        # fast: several clips a step, one backward, cosine decay. paper: Sec. 3.1's two stages
+    lr_Z: float = 5e-3          # Adam, the codes (paper: SGD with momentum 0.9)
+    recipe: str = "fast"        # fast: several clips a step, one backward. paper: Sec. 3.1's two stages
     layout: str = "file"        # which clips share codes: file, static, grid, both, transient
     steps: int = 3400           # updates
-    batch: int = 8              # clips a step
-    per_clip: int = 2           # frames of each of them that G draws in a step, at random; 0 is all L
+    batch: int = 32             # clips a step
+    per_clip: int = 1           # frames of each of them that G draws in a step, at random; 0 is all L
     width: int = 32             # channels of G before its last layer
     conditional: bool = False   # G also takes the transient row as a label (Weizmann)
     recurrent: bool = True      # False: no R, each frame has a free code of its own (GLO on frames), for the ablation
@@ -161,7 +162,9 @@ def codes_from_clips(clips, D_s, D_t):
     z_s [rows, D_s] from the mean frame of a row's clips, z_t [rows, L, D_t] from its frames less their clip's mean: like
     clips and like frames start close together, and G need not learn a table of random codes by heart."""
     N, L, H = clips.videos.shape[:3]
-    small = torch.stack([F.avg_pool2d(unit_frames(torch.from_numpy(v)), H // 8).flatten(1) for v in clips.videos])  # (N, L, 192)
+    small = torch.empty(N, L, 192)
+    for v, out in zip(clips.videos, small):  # clip by clip: the frames as floats may be more than the memory holds
+        out.copy_(F.avg_pool2d(unit_frames(torch.from_numpy(v)), H // 8).flatten(1))
     mean = small.mean(1)                                                                # (N, 192)
 
     def of_rows(ids, names, values):  # the mean over the clips that share a row
@@ -189,6 +192,24 @@ class Recurrent(nn.Module):
         return self.out(gru(self.gru, z_t))
 
 
+class Norm(nn.BatchNorm2d):
+    """Batch norm over the frames of all processes (each has equally many; PyTorch's own is for GPUs only)."""
+
+    def forward(self, x):
+        count = ranks()[1]
+        if not self.training or count == 1:
+            return super().forward(x)
+        y = x.float()
+        mean, square = all_reduce(torch.stack([y.mean((0, 2, 3)), y.square().mean((0, 2, 3))])) / count
+        var, n = square - mean * mean, count * x.numel() // x.shape[1]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (var + self.eps).rsqrt()
+        return (y * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
+
+
 class Generator(nn.Module):
     """G, a DCGAN: codes [M, D_s + D_t] -> frames [M, 3, size, size] in [-1, 1]; size is 4 * 2^k.
 
@@ -203,9 +224,9 @@ class Generator(nn.Module):
         self.code = nn.Linear(D, 16 * (channels[0] - label_channels), bias=False)      # a transposed convolution of 1 x 1
         if labels:
             self.label = nn.Linear(labels, 16 * label_channels, bias=False)
-        layers = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
+        layers = [Norm(channels[0]), nn.ReLU(inplace=True)]
         for c_in, c_out in zip(channels, channels[1:]):                                 # each doubles the side
-            layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
+            layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False), Norm(c_out), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1), nn.Tanh())
         for module in self.modules():                                                   # DCGAN's initialisation
             if isinstance(module, (nn.Linear, nn.ConvTranspose2d)):
@@ -345,7 +366,7 @@ def deal_out(model, clips):
 
 def sum_over_ranks(model, codes=(), losses=None):
     """Adds up, in one message, what the processes found in their shares of a step: gradients, in place, and codes
-    [(dictionary, rows, grad)], returned; losses and the running statistics of G's norms become their means."""
+    [(dictionary, rows, grad)], returned; losses become their mean."""
     _, count = ranks()
     if count == 1:
         return codes
@@ -355,14 +376,13 @@ def sum_over_ranks(model, codes=(), losses=None):
         if not dictionary.own:
             table = grad.new_zeros(len(dictionary.z), grad[0].numel() + 1)
             tables[dictionary] = table.index_add_(0, rows, F.pad(grad.flatten(1), (0, 1), value=1.0))
-    means = [b for b in model.G.buffers() if b.is_floating_point()] + ([] if losses is None else [losses])
-    parts = [*sums, *tables.values(), *means]
+    parts = [*sums, *tables.values(), *([] if losses is None else [losses])]
     total = torch.cat([part.flatten() for part in parts])
     dist.all_reduce(total)
     for part, value in zip(parts, total.split([part.numel() for part in parts])):
         part.copy_(value.view(part.shape))
-    for part in means:
-        part.div_(count)
+    if losses is not None:
+        losses.div_(count)
     for i, (dictionary, rows, grad) in enumerate(codes := list(codes)):
         if dictionary in tables:
             rows = tables[dictionary][:, -1].nonzero().flatten()
@@ -468,7 +488,7 @@ class Trainer:
     def step(self):
         """One update. Returns (v, v_hat, losses [3]) of its batch, on the device; nothing waits for the host."""
         s, first = self.s, self.steps_done < max(100, BATCH_STATISTICS * self.s.steps)
-        rate = cosine(self.steps_done, s.steps) if s.recipe == "fast" else 1.0
+        rate = schedule(self.steps_done, s.steps) if s.recipe == "fast" else 1.0
         for lr, start in [(self.lr_Z, s.lr_Z), (self.optimiser_R.param_groups[0]["lr"], s.lr_R),
                           *((o.param_groups[0]["lr"], s.lr_G) for o in self.optimisers_G)]:
             lr.fill_(start * rate)
@@ -566,9 +586,9 @@ class Trainer:
         self.steps_done = state["steps_done"]
 
 
-def cosine(step, steps, warm_up=50):
-    """The fast recipe's schedule: a short linear warm-up, then a cosine to zero. A factor in (0, 1]."""
-    return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
+def schedule(step, steps, warm_up=50):
+    """The fast recipe's rates: a short linear warm-up, all of them for half the steps, then a line to zero. A factor in (0, 1]."""
+    return min(1.0, (step + 1) / warm_up, 2 * (1 - step / steps))
 
 
 # ---- measures (Sec. 4.2) ---------------------------------------------------------------------------------------------
@@ -792,6 +812,8 @@ def keep_from_training(clips, s):
         if not 0 < s.hold_out_clips < N:
             raise RunError(f"--hold-out-clips {s.hold_out_clips}: 1 to {N - 1} of {N} clips")
         held = list(range(N - s.hold_out_clips, N))
+    elif s.every == 1:
+        return clips, None
     seen = subset(clips, [j for j in range(N) if j not in set(held)], s.every)
     if s.hold_out_clips:
         seen = compact(seen)
@@ -822,7 +844,9 @@ def choose_settings(args, row, clips, device):
     values.update({f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None})
     values["precision"], why = choose_precision(args.precision, device)
     s = Settings(**values)
-    s.batch = min(s.batch, N)
+    if s.batch > N > 0:  # fewer clips than a step takes: more frames of each, as many in all
+        s.per_clip = s.per_clip if args.per_clip is not None else min(s.per_clip * (s.batch // N), clips.videos.shape[1] // max(1, s.every))
+        s.batch = N
     check_settings(s, clips)
     return s, why
 
@@ -860,7 +884,7 @@ def fingerprint(clips):
     digest = hashlib.sha256()
     for array in (clips.full, clips.length, clips.static_id, clips.transient_id):
         digest.update(str(array.shape).encode())
-        digest.update(array.tobytes())
+        digest.update(np.ascontiguousarray(array).data)  # no copy: it may be all the memory there is
     return digest.hexdigest()
 
 
@@ -989,7 +1013,7 @@ def find_codes(model, s, videos, steps=300, lr=0.02):
     model.eval().requires_grad_(False)
     model.R.train()  # cuDNN has no way back in evaluation; R has no layer that would notice
     for step in range(steps):
-        adam.param_groups[0]["lr"] = lr * cosine(step, steps)
+        adam.param_groups[0]["lr"] = lr * schedule(step, steps)
         v_hat = model.draw(z[0], model.R(z[1]), label)
         _, dl_dv = laplacian_l1_with_grad(v_hat, v, weight, s.levels)
         adam.zero_grad()
@@ -1570,7 +1594,7 @@ def bench_recipes(args, clips, row, device, looks=16):
         trainer, seconds, curve = Trainer(s, clips, device, args.graph), 0.0, curves.setdefault(args.recipe, ([], []))
         while seconds < args.seconds and trainer.steps_done < s.steps:
             began = time.perf_counter()
-            while (seconds_now := seconds + time.perf_counter() - began) < args.seconds * (len(curve[0]) + 1) / looks and trainer.steps_done < s.steps:
+            while (seconds_now := seconds + time.perf_counter() - began) < (int(seconds * looks / args.seconds) + 1) / looks * args.seconds and trainer.steps_done < s.steps:
                 trainer.step()[2].cpu()
             seconds = seconds_now
             curve[0].append(seconds)
@@ -1605,8 +1629,8 @@ def parse(argv):
     add("--rank", type=int, help="rho of Eq. 7, for interpolation (default: full)")
     add("--clips", type=int, help="use the first N clips; draw N stand-ins")
     add("--steps", type=int, help="updates (default: 3400, a grid 2700; paper recipe: Table 6's updates a clip)")
-    add("--batch", type=int, help="clips a step (default: 8, on a GPU 128; paper: 1)")
-    add("--per-clip", type=int, metavar="F", help="frames of each clip in a step, at random (default: 2; paper and 0: all)")
+    add("--batch", type=int, help="clips a step (default: 32, on a GPU 128; paper: 1)")
+    add("--per-clip", type=int, metavar="F", help="frames of each clip in a step, at random (default: 1; paper and 0: all)")
     add("--width", type=int, help="channels of the generator (default: 32, on a GPU 64)")
     add("--levels", type=int, help="of the Laplacian pyramid (default: Table 6)")
     add("--lr-G", type=float, help="rate of the generator")

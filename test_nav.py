@@ -16,6 +16,7 @@ import os
 import random
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -25,12 +26,15 @@ import time
 import warnings
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 if not torch.cuda.is_available():  # before kernels are imported: Triton's interpreter runs them on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -840,6 +844,564 @@ def test_arrows_run_one_way():
         assert not re.search(rf"^\s*(from|import)\s+({other})\b", path.read_text(), re.M), path
 
 
+# ---- nav: several processes, the step, bench -------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def laid_out(layout, **more):
+    """Six toy clips, two persons by three actions."""
+    clips = toy_clips(6, rows=([0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]), **more)
+    nav.lay_out(clips, layout)
+    return clips
+
+
+def recorded_update(trainer, clips, draws):
+    """One update, clips and draws given -> the gradients each optimiser was given, the codes' in a table of all rows, the losses."""
+    grads, tables, model = [], {}, trainer.model
+    for optimiser in (*trainer.optimisers_G, trainer.optimiser_R):
+        optimiser.register_step_pre_hook(lambda o, *_: grads.extend(p.grad.clone() for p in o.param_groups[0]["params"]))
+    for name in ("z_s", "z_t"):
+        def update(rows, grad, lr, name=name, teach=getattr(model, name).update, count=len(getattr(model, name).z)):
+            tables[name] = grad.new_zeros(count, *grad.shape[1:]).index_add_(0, rows, grad)
+            teach(rows, grad, lr)
+        getattr(model, name).update = update
+    losses = trainer.update(clips, draws)[2]
+    return dict(grads=grads, **tables, losses=losses.clone(), norms=[b.clone() for b in model.G.buffers()])
+
+
+def settle(G):
+    """G's norms as they are in most steps: they know what they saw, here of random codes, and keep it, whatever clips a step has."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for _ in range(30):
+            G.train()(0.3 * torch.randn(32, 12))
+    G.eval()
+
+
+SHARED_STEPS = [("fast", "static"), ("fast", "grid"), ("fast", "both"), ("paper", "grid")]
+
+
+def shared_step(recipe, layout):
+    """A step of clips 0 to 3, dealt to the processes -> what recorded_update found."""
+    trainer = nav.Trainer(settings(recipe=recipe, batch=4, per_clip=2, lambda_t=0.5), laid_out(layout), CPU)
+    settle(trainer.model.G)
+    rank, count = nav.ranks()
+    draws = torch.rand(4, 7, generator=torch.Generator().manual_seed(1))[rank::count]
+    return dict(recorded_update(trainer, torch.arange(4 // count), draws), rows=trainer.rows)
+
+
+def short_run():
+    """dB before and after 150 steps on eight clips, all of them in every step."""
+    clips = toy_clips(8)
+    nav.lay_out(clips, "static")
+    s = settings(width=8, batch=8, steps=200)
+    trainer, dB = nav.Trainer(s, clips, CPU), []
+    for steps in (0, 150):
+        for _ in range(steps):
+            trainer.step()
+        model = nav.Model(s, 16, 6, 8, 1)
+        model.load_state_dict(trainer.state()["model"])
+        dB.append(nav.psnr(model.videos(*nav.ids_on(CPU, clips.static_id, clips.transient_id)), torch.from_numpy(clips.videos)).mean().item())
+    return dB
+
+
+def copying(*folders):
+    """nav.save_checkpoint that also leaves the first checkpoint of step 20, half of a run, in `folders`."""
+    save, folders = nav.save_checkpoint, list(folders)
+
+    def save_and_copy(out, s, data, log, state):
+        save(out, s, data, log, state)
+        if state["steps_done"] == 20:
+            for folder in folders:
+                folder.mkdir()
+                (folder / "checkpoint.pt").write_bytes((out / "checkpoint.pt").read_bytes())
+            folders.clear()
+
+    return save_and_copy
+
+
+def on_each_rank(folder):
+    """What torchrun runs in two processes for the tests below; each leaves what it found in RANK.pt."""
+    nav.join_ranks(CPU)
+    nav.join_ranks, nav.HIDDEN = lambda device: None, 16
+    (rank, _), found = nav.ranks(), {}
+    for layout in ("static", "grid"):
+        trainer = nav.Trainer(settings(batch=4, per_clip=2, steps=50), laid_out(layout), CPU)
+        start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        for _ in range(50):
+            trainer.step()
+        found[layout] = dict(start=start, end=trainer.model.state_dict(), rows=trainer.rows, whole=trainer.state()["model"])
+    found["steps"] = [shared_step(*each) for each in SHARED_STEPS]
+    found["psnr"] = short_run()
+
+    nav.save_checkpoint = copying(folder / "half", folder / "for_one")
+    options = json.loads((folder / "options.json").read_text())
+    found["said"] = []
+    for more in (["--out", folder / "whole"], ["--resume", "--out", folder / "half"], ["--resume", "--out", folder / "from_one"],
+                 ["--batch", 3], ["--clips", 3, "--hold-out-clips", 2], ["--resume", "--out", folder / "none"]):
+        done = run(*options, *more)
+        found["said"].append((done.returncode, done.stdout, done.stderr))
+    done = run("evaluate", "--run", folder / "half")
+    found["said"].append((done.returncode, done.stdout, done.stderr))
+    torch.save(found, folder / f"{rank}.pt")
+
+
+@pytest.fixture
+def small_gru(monkeypatch):
+    monkeypatch.setattr(nav, "HIDDEN", 16)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Two processes under torchrun, started once -> (their folder, what each found, the options of their runs)."""
+    folder = tmp_path_factory.mktemp("two")
+    data_prep.save(toy_clips(), folder / "toy.npz")
+    options = ["--dataset", str(folder / "toy.npz"), "--layout", "static", "--width", "4", "--levels", "3", "--batch", "2", "--device", "cpu",
+               "--precision", "fp32", "--checkpoint-every", "0", "--window", "random", "--steps", "40"]
+    (folder / "options.json").write_text(json.dumps(options))
+    with pytest.MonkeyPatch.context() as patch:  # a checkpoint of one process, for two to go on with
+        patch.setattr(nav, "HIDDEN", 16)
+        patch.setattr(nav, "save_checkpoint", copying(folder / "from_one"))
+        assert run(*options, "--out", folder / "alone").returncode == 0
+    (folder / "ranks.py").write_text(f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {str(ROOT)!r})\nimport test_nav\n"
+                                     f"test_nav.on_each_rank(Path({str(folder)!r}))\n")
+    done = subprocess.run([sys.executable, *TWO, str(folder / "ranks.py")], capture_output=True, text=True, timeout=240,
+                          env=dict(os.environ, OMP_NUM_THREADS="1", TORCH_HOME=os.devnull))
+    assert done.returncode == 0, done.stderr
+    return folder, [torch.load(folder / f"{rank}.pt") for rank in (0, 1)], options
+
+
+@pytest.mark.parametrize("layout", ["static", "grid"])
+def test_two_processes_learn_the_same_networks_and_each_its_own_rows(two, small_gru, layout):
+    _, found, _ = two
+    zero, one = (each[layout] for each in found)
+    alone = nav.Trainer(settings(batch=4, per_clip=2, steps=50), laid_out(layout), CPU).model.state_dict()
+    own = {"z_s": [torch.tensor([0, 2, 4]), torch.tensor([1, 3, 5])]} if layout == "static" else {}
+    assert same([zero["rows"], one["rows"]], [{name: rows[rank] for name, rows in own.items()} for rank in (0, 1)])
+    assert same(zero["whole"], one["whole"]) and zero["whole"].keys() == alone.keys()
+    for key in alone:
+        name = key.split(".")[0]
+        assert alone[key].shape == zero["whole"][key].shape
+        for rank, here in enumerate((zero, one)):
+            rows = own[name][rank] if name in own else ...
+            assert torch.equal(here["start"][key], alone[key][rows]), key                # a start that no process changes
+            assert torch.equal(here["end"][key], here["whole"][key][rows]), key          # and what a checkpoint keeps of it
+        if not key.endswith("num_batches_tracked"):
+            assert not torch.equal(zero["whole"][key], alone[key]), key
+    for name in ("z_s", "z_t"):
+        assert all(len(one["end"][f"{name}.{part}"]) == (3 if name in own else len(alone[f"{name}.z"])) for part in ("z", "m", "v", "count"))
+        assert (zero["whole"][f"{name}.count"] > 0).all()
+
+
+@pytest.mark.parametrize("k", range(len(SHARED_STEPS)), ids=map("-".join, SHARED_STEPS))
+def test_two_processes_gradient_is_that_of_one(two, small_gru, k):
+    alone = shared_step(*SHARED_STEPS[k])
+    assert len(alone["grads"]) > 10
+    for here in (each["steps"][k] for each in two[1]):
+        for mine, theirs in zip([*here["grads"], *here["norms"], here["losses"]], [*alone["grads"], *alone["norms"], alone["losses"]], strict=True):
+            assert off(mine, theirs)[0] <= min(1e-5, 1e-3 * theirs.abs().max().item() + 1e-7)
+        for name in ("z_s", "z_t"):
+            rows = here["rows"].get(name, slice(None))
+            assert here[name].any() and off(here[name], alone[name][rows])[0] <= min(1e-5, 1e-3 * alone[name].abs().max().item())
+
+
+def test_two_processes_reach_the_psnr_of_one(two, small_gru):
+    (start, end), (start_two, end_two) = short_run(), two[1][0]["psnr"]
+    assert two[1][1]["psnr"] == [start_two, end_two] and start == start_two
+    assert abs(end - end_two) <= 0.5 and end > start + 1
+
+
+def test_two_processes_go_on_bit_for_bit_and_with_another_number(two, small_gru):
+    folder, found, options = two
+    for rank, each in enumerate(found):
+        for status, out, errors in each["said"][:3]:
+            assert (status, errors) == (0, "") and bool(out) == (rank == 0)
+    assert same(learned(folder / "whole"), learned(folder / "half")) and len(checkpoint(folder / "whole")["batches"]) == 2
+    assert "made by 1 processes" in found[0]["said"][2][1] and "made by" not in found[0]["said"][1][1]
+    done = run(*options, "--resume", "--out", folder / "for_one")
+    assert done.returncode == 0, done.stderr
+    assert "made by 2 processes" in done.stdout
+    for name, count in (("from_one", 2), ("for_one", 1)):
+        kept = checkpoint(folder / name)
+        assert kept["steps_done"] == kept["log"][-1][0] == 40 and len(kept["batches"]) == count
+        assert not same(kept["model"], checkpoint(folder / "whole")["model"])
+        steps = [line[0] for line in kept["log"]]
+        assert steps == sorted(set(steps)) and (folder / name / "metrics.json").exists()
+
+
+def test_two_processes_refuse_in_one_line(two):
+    """Process 0 says it, the other ends without a word."""
+    (zero, one) = (each["said"][3:] for each in two[1])
+    for (status, out, errors), word in zip(zero, ["--batch 3", "each needs a clip", "checkpoint", "without torchrun"], strict=True):
+        assert status == 2 and out == "" and errors.startswith("nav: ") and errors.count("\n") == 1 and word in errors
+    assert one == [(2, "", "")] * 4
+
+
+def test_torchrun_leaves_the_files_of_one_process(toy, tmp_path):
+    options = [*toy, "--steps", "12", "--layout", "static"]
+    done = subprocess.run([sys.executable, *TWO, str(ROOT / "nav.py"), *options, "--out", str(tmp_path / "two")], capture_output=True, text=True,
+                          timeout=240, env=dict(os.environ, OMP_NUM_THREADS="1", TORCH_HOME=os.devnull))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 12/12") == 1 and "2 processes" in done.stdout
+    assert run(*options, "--out", tmp_path / "one").returncode == 0
+    files, log, config, metrics = zip(*(({p.name for p in folder.iterdir()}, (folder / "log.csv").read_text().splitlines(),
+                                         *(json.loads((folder / f"{name}.json").read_text()) for name in ("config", "metrics")))
+                                        for folder in (tmp_path / "two", tmp_path / "one")))
+    assert files[0] == files[1] and len(log[0]) == len(log[1]) and metrics[0].keys() == metrics[1].keys()
+    assert config[0] == dict(config[1], processes=2) and config[1]["processes"] == 1
+    os.remove(tmp_path / "two/metrics.json")
+    assert run("evaluate", "--run", tmp_path / "two", "--device", "cpu").returncode == 0
+    assert json.loads((tmp_path / "two/metrics.json").read_text())["psnr"] == metrics[0]["psnr"]
+
+
+@contextlib.contextmanager
+def two_by_hand(tmp_path, *options):
+    """Two processes without torchrun, which would end both; given back after two progress lines, each's standard error in RANK.txt."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    try:
+        for rank in ("0", "1"):
+            with open(tmp_path / f"{rank}.txt", "w") as errors:
+                started.append(subprocess.Popen(
+                    [sys.executable, str(ROOT / "nav.py"), *options], stdout=subprocess.PIPE if rank == "0" else subprocess.DEVNULL,
+                    stderr=errors, text=True, env=dict(os.environ, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                                                       MASTER_PORT=str(port), OMP_NUM_THREADS="1", TORCH_HOME=os.devnull)))
+        lines = (line for line in started[0].stdout if line.startswith("step"))
+        assert [next(lines, None) for _ in range(2)][-1], [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
+        threading.Thread(target=lambda: list(lines), daemon=True).start()  # a full pipe would stop it
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("killed", [0])
+def test_a_killed_process_ends_the_other_within_30_seconds(toy, tmp_path, killed):
+    with two_by_hand(tmp_path, *toy, "--steps", "400", "--out", str(tmp_path / "run")) as started:
+        started[killed].kill()
+        assert started[1 - killed].wait(timeout=30) == 2
+    said = (tmp_path / f"{1 - killed}.txt").read_text()
+    line, = (line for line in said.splitlines() if line.startswith("nav:"))
+    assert f"process {1 - killed} of 2" in line and "--resume" in line and "Traceback" not in said
+    assert checkpoint(tmp_path / "run")["steps_done"] > 0
+
+
+def test_ctrl_c_stops_two_processes_at_one_step(toy, tmp_path):
+    """Even where the signal reaches one of them later than the other, or never."""
+    with two_by_hand(tmp_path, *toy, "--steps", "400", "--checkpoint-every", "1000", "--out", str(tmp_path / "run")) as started:
+        started[1].send_signal(signal.SIGINT)
+        assert [process.wait(timeout=60) for process in started] == [130, 130]
+    step = checkpoint(tmp_path / "run")["steps_done"]
+    assert 0 < step < 400 and step % 20 == 0
+    lines = [line for rank in (0, 1) for line in (tmp_path / f"{rank}.txt").read_text().splitlines() if line.startswith("nav:")]
+    assert len(lines) == 1 and f"stopped at step {step} of 400" in lines[0]
+
+
+class Operations(TorchDispatchMode):
+    """Every operation that runs under it: `seen` has (its name, what it reads, what it writes)."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        read, written = ([x for x in tree_leaves(part) if torch.is_tensor(x)] for part in ((args, kwargs), out))
+        self.seen.append((func.overloadpacket.__name__, func._overloadname, read, written))
+        return out
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """R runs for every clip of a step, whether or not it shares its transient codes; and labels are not checked, which would read them."""
+    monkeypatch.setattr(torch.Tensor, "unique", lambda rows, return_inverse: (rows, torch.arange(len(rows))))
+    monkeypatch.setattr(torch.nn.functional, "one_hot", lambda label, count: (label[:, None] == torch.arange(count)).long())
+
+
+@pytest.mark.parametrize("recipe, window", [("fast", "first"), ("fast", "random"), ("paper", "random")])
+def test_a_step_never_waits_for_the_host(as_on_a_gpu, recipe, window):
+    """Nothing is read back and no shape depends on values: what a CUDA graph could not capture."""
+    trainer = nav.Trainer(settings(recipe=recipe, window=window, batch=4, per_clip=2, conditional=True), laid_out("grid"), CPU)
+    trainer.step()  # as before a capture: what a process finds out once
+    with Operations() as operations:
+        for _ in range(8):  # the eighth refreshes Muon's roots
+            trainer.step()
+    names = {name for name, *_ in operations.seen}
+    assert {"index", "index_put_", "_fused_adam_", "convolution_backward"} <= names
+    assert not names & {"_local_scalar_dense", "item", "nonzero", "nonzero_static", "masked_select", "masked_scatter", "is_nonzero", "equal",
+                        "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount"}
+    for name, overload, read, _ in operations.seen:
+        assert (name, overload) != ("repeat_interleave", "Tensor")  # as many as a tensor says
+        assert name not in ("index", "index_put_", "index_put") or not any(x.dtype in (torch.bool, torch.uint8) for x in read[1:2])
+
+
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_a_row_for_every_clip_moves_as_a_row_once(request, recipe):
+    """What a GPU does, R for every clip, and what a CPU does, R for every row: the same update."""
+    clips, draws = torch.tensor([0, 3, 1, 5]), torch.rand(4, 7)  # actions 0, 0, 1, 2
+
+    def update():
+        trainer, rows = nav.Trainer(settings(recipe=recipe, batch=4, per_clip=2, lambda_t=0.5), laid_out("grid"), CPU), []
+        trainer.model.R.register_forward_pre_hook(lambda R, z: rows.append(len(z[0])))
+        found = recorded_update(trainer, clips, draws)
+        return rows, [*found["grads"], *(found[name] for name in ("z_s", "z_t", "losses")), trainer.model.z_s.z, trainer.model.z_t.z]
+
+    rows, found = update()
+    request.getfixturevalue("as_on_a_gpu")
+    rows_gpu, found_gpu = update()
+    assert set(rows) == {3} and set(rows_gpu) == {4}
+    assert all(torch.allclose(mine, theirs, atol=1e-5, rtol=1e-5) for mine, theirs in zip(found, found_gpu, strict=True))
+
+
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_replayed_steps_are_those_without_a_graph(monkeypatch, recipe):
+    """torch.cuda's graphs in a few lines: while one is captured nothing runs, and its replay does what the capture saw."""
+    def trainer():
+        made = nav.Trainer(settings(recipe=recipe, batch=4, per_clip=2, steps=120), laid_out("grid"), CPU)
+        made.steps_done = 94
+        return made
+
+    plain, graphed = trainer(), trainer()
+    graphed.use_graph, update, ran = True, graphed.update, []
+
+    class Graph:
+        def replay(self):
+            ran.append("replay")
+            mode = graphed.model.G.training
+            graphed.model.G.train(self.training)
+            for here, x in zip(self.out, update(*self.dealt)):
+                here.copy_(x)
+            graphed.model.G.train(mode)
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    def run_or_capture(*dealt):
+        if capturing:
+            graph = capturing[0]
+            graph.dealt, graph.training, graph.out = dealt, graphed.model.G.training, [torch.zeros_like(x) for x in like]
+            return tuple(graph.out)
+        ran.append("plain")
+        like[:] = update(*dealt)
+        return tuple(like)
+
+    @contextlib.contextmanager
+    def capture(graph):
+        ran.append("capture")
+        capturing.append(graph)
+        yield
+        capturing.clear()
+
+    capturing, like, graphed.update = [], [], run_or_capture
+    for name, fake in dict(CUDAGraph=Graph, graph=capture, Stream=Stream, current_stream=Stream, stream=contextlib.nullcontext).items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    outs = [[made.step() for _ in range(14)] for made in (plain, graphed)]
+    assert same([losses for _, _, losses in outs[0]], [losses for _, _, losses in outs[1]])  # each step's own, though the graph has one place
+    assert same(list(outs[0][-1]), list(outs[1][-1])) and same(plain.state(), graphed.state())
+    until_100 = ["plain"] * 2 + ["capture"] + ["replay"] * 4
+    after = ["plain"] * 2 + ["capture"] + ["replay"] * 6 if recipe == "fast" else ["replay"] * 8
+    assert ran == until_100 + after  # captured anew when G's norms stop following their batch
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_graph_and_single_kernels_agree_on_a_gpu(recipe):
+    found = []
+    for graph in (True, False):
+        trainer = nav.Trainer(settings(recipe=recipe, batch=4, per_clip=2, steps=110), laid_out("grid"), torch.device("cuda"), graph)
+        found.append(torch.stack([trainer.step()[2] for _ in range(110)]).cpu())
+    assert torch.allclose(*found, atol=1e-4)
+
+
+def muon(c_in, c_out, lr=0.01):
+    w = torch.nn.Parameter((0.02 * torch.randn(c_in, c_out, 4, 4)).to(memory_format=torch.channels_last))
+    return w, nav.Muon([w], lr=torch.tensor(lr))
+
+
+MUON = [(16, 8), (64, 3), (48, 3)]  # fewer, more and as many rows as columns
+
+
+@pytest.mark.parametrize("c_in, c_out", MUON)
+def test_muon_moves_all_directions_alike(c_in, c_out):
+    """Against the SVD: an update has the directions of the momentum, singular values of about one size, and elements of about lr."""
+    torch.manual_seed(0)
+    w, optimiser = muon(c_in, c_out)
+    before, k = w.detach().clone(), min(c_in, 16 * c_out)
+    u, v = (torch.linalg.qr(torch.randn(n, k, dtype=torch.double))[0] for n in (c_in, 16 * c_out))
+    w.grad = (u * torch.linspace(0.3, 1.5, k) @ v.T).float().view(c_in, c_out, 4, 4)                # condition number 5
+    optimiser.step()
+    g = w.grad / w.grad.norm()                                                         # no root yet: the gradient, scaled
+    assert torch.allclose(before - w, 0.01 * max(c_in, 16 * c_out) ** 0.5 * g, atol=1e-6)
+    optimiser.refresh()
+    before = w.detach().clone()
+    optimiser.step()
+    step = ((before - w) / 0.01).detach().double().flatten(1)
+    singular = torch.linalg.svdvals(step)[:k] / max(c_in, 16 * c_out) ** 0.5
+    assert 0.6 < singular.min() and singular.max() < 1.3, singular
+    assert 0.6 < step.square().mean().sqrt() < 1.3
+    turned = u.T @ step @ v / max(c_in, 16 * c_out) ** 0.5                             # in the momentum's own directions: a diagonal
+    assert (turned - turned.diagonal().diag()).abs().max() < 1e-4 and turned.diagonal().min() > 0.6
+    assert w.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("c_in, c_out", MUON)
+def test_muon_goes_on_from_its_state(c_in, c_out):
+    torch.manual_seed(0)
+    w, optimiser = muon(c_in, c_out)
+    grads = torch.randn(5, *w.shape)
+    for g in grads[:3]:
+        w.grad = g
+        optimiser.step()
+        optimiser.refresh()
+    kept = io.BytesIO()
+    torch.save((w.detach(), optimiser.state_dict()), kept)
+    kept.seek(0)
+    z, state = torch.load(kept, weights_only=True)
+    z = torch.nn.Parameter(z)
+    twin = nav.Muon([z], lr=torch.tensor(0.01))
+    twin.load_state_dict(state)
+    for g in grads[3:]:
+        w.grad = z.grad = g
+        optimiser.step(), twin.step()
+    assert torch.equal(w, z) and z.is_contiguous(memory_format=torch.channels_last) and same(optimiser.state_dict(), twin.state_dict())
+
+
+def many_clips(N, L=6):
+    """N random clips of one motion."""
+    videos = np.random.default_rng(0).integers(0, 256, (N, L, 16, 16, 3), np.uint8)
+    return data_prep.Clips(videos, np.arange(N), np.zeros(N, int), [f"s{i}" for i in range(N)], ["t"], [f"c{i}" for i in range(N)], "toy")
+
+
+@pytest.mark.parametrize("recipe, layout", [("fast", "static"), ("fast", "both"), ("paper", "both")])
+def test_a_step_costs_the_same_with_more_clips(recipe, layout):
+    """The same operations on as many numbers with 64 and with 8,192 clips; what holds all of them is only indexed."""
+    costs = []
+    for N in (64, 8192):
+        clips = many_clips(64)
+        nav.lay_out(clips, layout)
+        trainer = nav.Trainer(settings(recipe=recipe, batch=4, per_clip=2), clips, CPU)
+        if N > 64:
+            m, b = trainer.model, trainer.batches
+            for dictionary in (m.z_s, m.z_t):
+                if len(dictionary.z) == 64:
+                    for name, values in list(dictionary.named_buffers()):
+                        setattr(dictionary, name, values.repeat(N // 64, *[1] * (values.ndim - 1)))
+            b.frames, b.length, b.first = b.frames.repeat(N // 64, 1, 1, 1), b.length.repeat(N // 64), b.length.repeat(N // 64).cumsum(0) - 6
+            b.static_id, b.transient_id = torch.arange(N), torch.arange(N) if layout == "both" else b.transient_id.repeat(N // 64)
+        trainer.update(torch.arange(4), torch.rand(4, 7))                              # what a process finds out once
+        with Operations() as operations:
+            trainer.update(torch.tensor([0, 9, N // 2, N - 1]), torch.rand(4, 7))
+        cost = []
+        for name, overload, read, written in operations.seen:
+            if name in ("index", "index_put_"):                                        # reads or writes the rows named, whatever lies beside them
+                read = read[1:]
+                written = [] if name == "index_put_" else written
+            cost.append((name, sum(x.numel() for x in (*read, *written))))
+        assert {"index", "index_put_"} <= {name for name, _ in cost}
+        costs.append(cost)
+    assert costs[0] == costs[1]
+
+
+def all_tensors(thing, seen):
+    """Every tensor that a trainer holds, by where its memory begins: {address: bytes}."""
+    if torch.is_tensor(thing):
+        storage = thing.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        if thing.grad is not None:
+            all_tensors(thing.grad, seen)
+    elif isinstance(thing, dict):
+        for each in (*thing.keys(), *thing.values()):
+            all_tensors(each, seen)
+    elif isinstance(thing, (list, tuple, set)):
+        for each in thing:
+            all_tensors(each, seen)
+    elif isinstance(thing, (torch.nn.Module, torch.optim.Optimizer, nav.Trainer, nav.Batches)):
+        all_tensors(vars(thing), seen)
+    return seen
+
+
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_more_clips_take_their_bytes_and_codes_and_no_more(recipe):
+    def held(N):
+        clips = many_clips(N)
+        nav.lay_out(clips, "both")
+        trainer = nav.Trainer(settings(recipe=recipe, batch=2, per_clip=2), clips, CPU)
+        trainer.step()
+        return sum(all_tensors(trainer, {}).values())
+
+    frames, numbers = 6 * 16 * 16 * 3, 4 * 8                           # where it lies, how long it is, its row, its place in the order
+    codes, counts = 4 * (7 + 6 * 5), 0 if recipe == "paper" else 2 * 4  # a static and six transient codes
+    assert held(40) - held(8) == 32 * (frames + numbers + codes * (2 if recipe == "paper" else 3) + counts)
+
+
+def test_bench_says_where_the_time_goes(toy):
+    done = run("bench", *toy, "--per-clip", 2)
+    assert done.returncode == 0, done.stderr
+    head, *parts, ratio = done.stdout.splitlines()
+    assert "2 clips x 2 frames" in head and re.search(r"^ratio: \d+\.\d\d$", ratio)
+    assert [line[:10].strip() for line in parts] == ["step", "generator", "GRU", "losses", "updates", "gather", "the rest"]
+    took = {line[:10].strip(): float(line[10:].split()[0]) for line in parts}
+    assert all(re.fullmatch(r".{10} +-?\d+\.\d\d ms +-?\d+%", line) for line in parts)
+    assert abs(took["step"] - sum(value for name, value in took.items() if name != "step")) < 0.05
+    assert abs(took["step"] / took["generator"] - float(ratio.split()[1])) < 0.1
+
+
+def test_bench_draws_both_recipes_over_the_seconds(toy, tmp_path):
+    data_prep.save(replace(toy_clips(), source="drawn toys"), tmp_path / "toy.npz")
+    done = run("bench", *toy, "--seconds", 1.5, "--out", tmp_path / "bench")
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "bench").iterdir()} == {"bench.csv", "bench-standin.png"}
+    rows = list(csv.DictReader((tmp_path / "bench/bench.csv").open()))
+    assert list(rows[0]) == ["recipe", "seconds", "steps", "psnr"] and [row["recipe"] for row in rows] == sorted(row["recipe"] for row in rows)
+    for recipe in ("fast", "paper"):
+        seconds, steps, dB = ([float(row[name]) for row in rows if row["recipe"] == recipe] for name in ("seconds", "steps", "psnr"))
+        assert len(seconds) > 2 and seconds == sorted(seconds) and steps == sorted(steps) and all(0 < value < 100 for value in dB)
+        assert sum(line.startswith(f"{recipe:5}  ") for line in done.stdout.splitlines()) == len(seconds)
+    picture = np.asarray(Image.open(tmp_path / "bench/bench-standin.png"))[24:]
+    assert all((picture == colour).all(2).sum() > 20 for colour in ((31, 119, 180), (214, 80, 40)))
+
+
+def test_bench_refuses_in_one_line(capsys, toy, tmp_path):
+    for seconds in (0, "nan", -1, "inf", 0.5):
+        assert "--seconds" in refused(capsys, "bench", *toy, "--seconds", seconds, "--out", tmp_path / "bench")
+    assert "--run" in refused(capsys, "bench", *toy, "--run", tmp_path)
+    assert not (tmp_path / "bench").exists()
+
+
+def test_chart_puts_points_where_they_belong(tmp_path):
+    lines = {"up": ([0, 10], [0, 9.5]), "flat": ([2, 10], [7.0, 7.0]), "down": ([0, 5, 10], [4, 2, 2])}
+    data_prep.chart(tmp_path / "chart.png", lines, "seconds", "dB")
+    picture = np.asarray(Image.open(tmp_path / "chart.png").convert("RGB")).astype(int)
+    black = (picture == 0).all(2)
+    left, bottom = black.sum(0).argmax(), black.sum(1).argmax()                            # the axes
+    top, right = np.flatnonzero(black[:, left])[0], np.flatnonzero(black[bottom])[-1]
+    assert right - left > 500 and bottom - top > 250
+
+    def near(x, y, colour):  # y runs from 0 to 10, the whole numbers around all values
+        column, row = left + (right - left) * x / 10, bottom - (bottom - top) * y / 10
+        around = picture[round(row) - 1:round(row) + 2, round(column) - 1:round(column) + 2].reshape(-1, 3)
+        return (around == colour).all(1).any()
+
+    for colour, points in (((31, 119, 180), [(1, 0.95), (5, 4.75), (9, 8.55)]), ((214, 80, 40), [(2.1, 7), (6, 7), (9.9, 7)]),
+                           ((44, 140, 60), [(0.1, 3.96), (2.5, 3), (5, 2), (9, 2)])):
+        assert all(near(*point, colour) for point in points), colour
+    assert not near(1, 7, (214, 80, 40)) and not near(5, 7, (31, 119, 180)) and not near(9, 4, (44, 140, 60))
+
+
+@pytest.mark.parametrize("lines", [{"a": ([1, 2], [20.0, 20.0])}, {"a": ([1], [20.3]), "b": ([2], [20.0])}, {"a": ([0.5], [7.0])},
+                                   {"a": ([1, 2], [-3.5, 100.0])}, {"a": ([1e6], [0.0])}])
+def test_chart_of_few_points(tmp_path, lines):
+    data_prep.chart(tmp_path / "chart.png", lines, "seconds", "dB")
+    with Image.open(tmp_path / "chart.png") as picture:
+        assert picture.size == (640, 400)
+
+
 # ---- kernels ---------------------------------------------------------------------------------------------------------
 
 
@@ -924,8 +1486,6 @@ def test_autocast_does_not_reach_the_losses():
 
 
 def test_triplet_builds_no_large_tensor():
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     class Largest(TorchDispatchMode):
         bytes = 0
 
