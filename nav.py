@@ -55,7 +55,7 @@ class Settings:
     lr_Z: float = 5e-3          # Adam, the codes (paper: SGD with momentum 0.9)
     recipe: str = "fast"        # fast: several clips a step, one backward. paper: Sec. 3.1's two stages
     layout: str = "file"        # which clips share codes: file, static, grid, both, transient
-    steps: int = 3400           # updates
+    steps: int = 2650           # updates
     batch: int = 32             # clips a step
     per_clip: int = 1           # frames of each of them that G draws in a step, at random; 0 is all L
     width: int = 32             # channels of G before its last layer
@@ -78,7 +78,7 @@ TABLE_6 = {  # data set: the codes and losses, then the paper's own rates and it
     "golf": (dict(D_s=56, D_t=200, lambda_s=0.01, lambda_t=0.01, alpha=2, levels=4),
              dict(lr_G=0.1, lr_R=0.1, lr_Z=12.5), 10 * 1000),
 }
-FAST_STEPS = {"chair": 3400, "weizmann": 2700, "golf": 3400}  # five minutes on two cores
+FAST_STEPS = {"chair": 2650, "weizmann": 2250, "golf": 2650}  # five minutes on two cores
 HIDDEN = 500  # units of the GRU (Sec. 4.2)
 BATCH_STATISTICS = 0.1  # fast recipe: G's norms see their batch in this share of the steps, at least 100, then keep what they know
 LOG = "step,seconds,loss,l_rec,l_triplet,psnr,frames_per_second"
@@ -1628,7 +1628,7 @@ def parse(argv):
     add("--window", choices=("first", "random"), default="first", help="frames of a longer clip")
     add("--rank", type=int, help="rho of Eq. 7, for interpolation (default: full)")
     add("--clips", type=int, help="use the first N clips; draw N stand-ins")
-    add("--steps", type=int, help="updates (default: 3400, a grid 2700; paper recipe: Table 6's updates a clip)")
+    add("--steps", type=int, help="updates (default: 2650, a grid 2250; paper recipe: Table 6's updates a clip)")
     add("--batch", type=int, help="clips a step (default: 32, on a GPU 128; paper: 1)")
     add("--per-clip", type=int, metavar="F", help="frames of each clip in a step, at random (default: 1; paper and 0: all)")
     add("--width", type=int, help="channels of the generator (default: 32, on a GPU 64)")
