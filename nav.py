@@ -31,7 +31,6 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.distributed.nn.functional import all_reduce
 
 import data_prep
 from data_prep import DataError
@@ -192,6 +191,19 @@ class Recurrent(nn.Module):
         return self.out(gru(self.gru, z_t))
 
 
+class SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over the processes; so is the gradient's way back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        dist.all_reduce(total := x.clone())
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        return SumOverRanks.forward(ctx, grad)
+
+
 class Norm(nn.BatchNorm2d):
     """Batch norm over the frames of all processes (each has equally many; PyTorch's own is for GPUs only)."""
 
@@ -200,7 +212,7 @@ class Norm(nn.BatchNorm2d):
         if not self.training or count == 1:
             return super().forward(x)
         y = x.float()
-        mean, square = all_reduce(torch.stack([y.mean((0, 2, 3)), y.square().mean((0, 2, 3))])) / count
+        mean, square = SumOverRanks.apply(torch.stack([y.mean((0, 2, 3)), y.square().mean((0, 2, 3))])) / count
         var, n = square - mean * mean, count * x.numel() // x.shape[1]
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
@@ -337,7 +349,7 @@ class Batches:
 def join_ranks(device):
     """Meet the processes that torchrun started beside this one: over NCCL on GPUs, gloo on CPUs. Nothing to do without them."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=5))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=5))
 
 
 def ranks():
@@ -1691,7 +1703,8 @@ def main(argv=None):
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         print(f"nav: process {rank} of {count} stops, since another one is gone; start all of them again with --resume "
-              f"({' '.join(str(error).split())[:120]})", file=sys.stderr)
+              f"({' '.join(str(error).split())[:120]})", file=sys.stderr, flush=True)
+        os._exit(2)  # the way out through the broken connections may end in an abort
     return 2
 
 
