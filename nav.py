@@ -5,6 +5,8 @@
     python nav.py --dataset chair --resume                 go on where a stopped run was
     python nav.py evaluate --run runs/chair                measure a run again
     python nav.py sample --run runs/chair --count 16       videos from random pairs of learned codes
+    python nav.py bench --dataset chair                    where the time of a training step goes
+    torchrun --nproc_per_node=2 nav.py --dataset chair     several GPUs, machines or processors
 
 A video has no encoder and no discriminator here: its codes are parameters. One static code z_s says what a clip shows,
 L transient codes z_t say how it moves; a GRU R correlates the transient ones, a DCGAN generator G draws each frame from
@@ -21,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from functools import partial
@@ -49,7 +52,7 @@ class Settings:
     lambda_t: float = 0.01      # weight of l_triplet
     alpha: int = 2              # the triplet's margin, and its radius in frames
     levels: int = 4             # of the Laplacian pyramid
-    lr_G: float = 2e-3          # Adam, the generator
+    lr_G: float = 2e-3          # Adam and Muon, the generator
     lr_R: float = 2e-3          # Adam, the GRU
     lr_Z: float = 5e-3          # Adam, the codes (paper: SGD with momentum 0.9)
     recipe: str = "fast"        # fast: several clips a step, one backward. paper: Sec. 3.1's two stages
@@ -213,7 +216,7 @@ class Norm(nn.BatchNorm2d):
             return super().forward(x)
         y = x.float()
         mean, square = SumOverRanks.apply(torch.stack([y.mean((0, 2, 3)), y.square().mean((0, 2, 3))])) / count
-        var, n = square - mean * mean, count * x.numel() // x.shape[1]
+        var, n = (square - mean * mean).clamp(min=0), count * x.numel() // x.shape[1]
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * n / (n - 1), self.momentum)
@@ -276,14 +279,21 @@ class Model(nn.Module):
     @torch.no_grad()
     def videos(self, static_rows, transient_rows, clips_at_once=16):
         """Clips for pairs of dictionary rows, ids [K] and [K] on the model's device -> uint8 [K, L, H, W, 3] there."""
-        self.eval()
         out = []
-        for s, t in zip(static_rows.split(clips_at_once), transient_rows.split(clips_at_once)):
-            r = self.R(self.z_t.z[t])
-            frames = self.draw(self.z_s.z[s], r, t)
-            out.append(to_bytes(frames).unflatten(0, r.shape[:2]))
-        self.train()
+        with self.at_rest():
+            for s, t in zip(static_rows.split(clips_at_once), transient_rows.split(clips_at_once)):
+                r = self.R(self.z_t.z[t])
+                frames = self.draw(self.z_s.z[s], r, t)
+                out.append(to_bytes(frames).unflatten(0, r.shape[:2]))
         return torch.cat(out)
+
+    @contextmanager
+    def at_rest(self):
+        """G's norms keep what they know, as after training; then they do again what they did before."""
+        before = self.G.training
+        self.G.eval()
+        yield
+        self.G.train(before)
 
 
 def to_bytes(frames):
@@ -313,7 +323,7 @@ class Batches:
         self.weight = torch.full((self.B, self.F), 1 / self.F, device=device)           # l_rec: the mean over frames
         self.weight[:, 0] += s.lambda_s                                                 # l_static: one of them, k
         self.weight = self.weight.flatten()
-        self.rng = torch.Generator(device).manual_seed(s.seed + (rank << 32))
+        self.rng = torch.Generator(device).manual_seed(s.seed + 1_000_003 * rank)
         self.order = torch.empty(0, dtype=torch.long, device=device)
 
     def deal(self):
@@ -336,7 +346,7 @@ class Batches:
         return self.static_id[clips], self.transient_id[clips], times, v.flatten(0, 1).permute(0, 3, 1, 2)
 
     def state(self):
-        return {"order": self.order, "rng": self.rng.get_state()}
+        return {"order": self.order.cpu(), "rng": self.rng.get_state()}
 
     def restore(self, state):
         self.order = state["order"].to(self.order.device)
@@ -349,7 +359,12 @@ class Batches:
 def join_ranks(device):
     """Meet the processes that torchrun started beside this one: over NCCL on GPUs, gloo on CPUs. Nothing to do without them."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=5))
+        if device.type == "mps":
+            raise RunError("several processes run on cuda or cpu: add --device cpu")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=5))
+        except (ValueError, RuntimeError) as error:
+            raise RunError(f"the processes did not meet ({' '.join(str(error).split())[:120]}); start them with torchrun") from None
 
 
 def ranks():
@@ -360,15 +375,16 @@ def ranks():
 def deal_out(model, clips):
     """This process's clips, every K-th of them, and what lives here: {"z_s": rows} where each clip has a row of its own.
 
-    Cuts the model's dictionaries down to these rows, so that a dictionary may be as large as all processes together."""
+    Cuts the model's dictionaries down to these rows: a device holds the codes of its own clips alone."""
     (rank, count), N, own = ranks(), len(clips.names), {}
     if count == 1:
         return clips, own
     for tensor in model.state_dict().values():  # the same start everywhere, to the bit, on other processors too
         dist.broadcast(tensor, 0)
+    alone = [kind for kind in ("static", "transient") if len(set(getattr(clips, f"{kind}_id"))) == len(getattr(clips, f"{kind}_names")) == N]
     clips = subset(clips, range(rank, N, count))
-    for kind in ("static", "transient"):
-        if len(getattr(clips, f"{kind}_names")) == N:
+    for kind in alone:
+        if kind == "static" or not model.G.labels:  # a label is the number of its row among all
             own[f"z_{kind[0]}"] = torch.from_numpy(np.unique(getattr(clips, f"{kind}_id")))
             clips = compact(clips, [kind])
     for name, rows in own.items():
@@ -486,16 +502,19 @@ class Trainer:
             matrices = [m.weight for m in model.G.layers if isinstance(m, nn.ConvTranspose2d)]
         clips, self.rows = deal_out(model, clips)
         self.s, self.model = s, model.to(device, memory_format=torch.channels_last)
-        rate = partial(torch.tensor, device=device)  # rates live on the device, where a CUDA graph reads them afresh
-        adam = partial(torch.optim.Adam, fused=device.type != "mps", foreach=False, capturable=device.type == "cuda")
-        self.optimisers_G = [adam([p for p in model.G.parameters() if all(p is not w for w in matrices)], lr=rate(s.lr_G))]
+        on_cuda = device.type == "cuda"
+        rate = partial(torch.tensor, device=device)  # rates are tensors: a CUDA graph reads them afresh
+        of_adam = partial(torch.tensor, device=device if on_cuda else "cpu")
+        adam = partial(torch.optim.Adam, fused=device.type != "mps", foreach=False, capturable=on_cuda)
+        self.optimisers_G = [adam([p for p in model.G.parameters() if all(p is not w for w in matrices)], lr=of_adam(s.lr_G))]
         self.optimisers_G += [Muon(matrices, lr=rate(s.lr_G))] if matrices else []
-        self.optimiser_R = adam(list(model.R.parameters()) or [torch.zeros(1)], lr=rate(s.lr_R))  # -R has nothing to train
+        self.optimiser_R = adam(list(model.R.parameters()) or [torch.zeros(1)], lr=of_adam(s.lr_R))  # -R has nothing to train
         self.lr_Z = rate(s.lr_Z)
         self.batches = Batches(clips, s, device)
         self.each = torch.arange(self.batches.B, device=device)
         self.steps_done = 0
-        self.use_graph, self.graph = graph and device.type == "cuda" and ranks() == (0, 1), None
+        self.use_graph = graph and on_cuda and ranks() == (0, 1) and not s.rank  # an SVD asks the host
+        self.graph = None
 
     def step(self):
         """One update. Returns (v, v_hat, losses [3]) of its batch, on the device; nothing waits for the host."""
@@ -570,32 +589,35 @@ class Trainer:
     def state(self):
         """All of it, the same in every process. What lives in one of them alone is brought together."""
         model = self.model.state_dict()
-        places = gather_from_ranks((self.rows, {key: model[key] for key in model if key.split(".")[0] in self.rows}, self.batches.state()))
+        places = gather_from_ranks((self.rows, {key: model[key].cpu() for key in model if key.split(".")[0] in self.rows}, self.batches.state()))
         for key in places[0][1]:
             name = key.split(".")[0]
             rows = torch.cat([rows[name] for rows, _, _ in places])
-            model[key] = torch.cat([codes[key].cpu() for _, codes, _ in places])[rows.argsort()]
+            model[key] = torch.cat([codes[key] for _, codes, _ in places])[rows.argsort()]
         return dict(model=model, optimiser_R=self.optimiser_R.state_dict(),
                     optimisers_G=[optimiser.state_dict() for optimiser in self.optimisers_G],
                     batches=[batches for _, _, batches in places], rng=torch.get_rng_state(), steps_done=self.steps_done)
 
     def restore(self, state):
-        """Take up a state. Raises RuntimeError, KeyError, IndexError or ValueError where it is of another shape."""
+        """Take up a state. Returns whether the clips go on in their order, which another number of processes or kind of
+        device cannot. Raises RuntimeError, KeyError, IndexError or ValueError where the state is of another shape."""
         model, (rank, count) = dict(state["model"]), ranks()
         for key in model:
             if (name := key.split(".")[0]) in self.rows:
                 model[key] = model[key][self.rows[name]]
         self.model.load_state_dict(model)
         for optimiser, kept in zip([self.optimiser_R, *self.optimisers_G], [state["optimiser_R"], *state["optimisers_G"]], strict=True):
-            lr = optimiser.param_groups[0]["lr"]
-            optimiser.load_state_dict(kept)
-            optimiser.param_groups[0]["lr"] = lr
-        if len(state["batches"]) == count:  # else the clips are dealt afresh: another order, the same clips
-            self.batches.restore(state["batches"][rank])
-        else:
-            self.batches.rng.manual_seed(self.s.seed + state["steps_done"] + (rank << 32))
+            own = dict(optimiser.param_groups[0], params=kept["param_groups"][0]["params"])  # rates and flags are this device's
+            optimiser.load_state_dict(dict(kept, param_groups=[own]))
+        places, rng = state["batches"], self.batches.rng
+        same_order = len(places) == count and len(places[rank]["rng"]) == len(rng.get_state())
+        if same_order:
+            self.batches.restore(places[rank])
+        else:  # other processes, or another kind of device
+            rng.manual_seed(self.s.seed + state["steps_done"] + 1_000_003 * rank)
         torch.set_rng_state(state["rng"].cpu())
         self.steps_done = state["steps_done"]
+        return same_order
 
 
 def schedule(step, steps, warm_up=50):
@@ -739,7 +761,9 @@ def choose_device(name):
     if not there[name]:
         raise RunError(f"--device {name}: this machine or this PyTorch has none; use --device cpu, or leave it out")
     if name == "cuda" and "LOCAL_RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if (k := int(os.environ["LOCAL_RANK"])) >= torch.cuda.device_count():
+            raise RunError(f"process {k}: this machine has {torch.cuda.device_count()} GPUs; start as many processes")
+        torch.cuda.set_device(k)
     return torch.device(name)
 
 
@@ -856,8 +880,8 @@ def choose_settings(args, row, clips, device):
     values.update({f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None})
     values["precision"], why = choose_precision(args.precision, device)
     s = Settings(**values)
-    if s.batch > N > 0:  # fewer clips than a step takes: more frames of each, as many in all
-        s.per_clip = s.per_clip if args.per_clip is not None else min(s.per_clip * (s.batch // N), clips.videos.shape[1] // max(1, s.every))
+    if s.batch > N > 0:  # fewer clips than a step takes: more frames of each, about as many in all
+        s.per_clip = s.per_clip if args.per_clip is not None else min(s.per_clip * round(s.batch / N), clips.videos.shape[1] // max(1, s.every))
         s.batch = N
     check_settings(s, clips)
     return s, why
@@ -1022,11 +1046,11 @@ def find_codes(model, s, videos, steps=300, lr=0.02):
     z = [model.z_s.z[pairs[best, 0]].clone().requires_grad_(), model.z_t.z[label].clone().requires_grad_()]
     v, weight = targets.flatten(0, 1).permute(0, 3, 1, 2), torch.full((K * L,), 1 / L, device=device)
     adam = torch.optim.Adam(z, lr=lr)
-    model.eval().requires_grad_(False)
-    model.R.train()  # cuDNN has no way back in evaluation; R has no layer that would notice
+    model.requires_grad_(False)
     for step in range(steps):
         adam.param_groups[0]["lr"] = lr * schedule(step, steps)
-        v_hat = model.draw(z[0], model.R(z[1]), label)
+        with model.at_rest():
+            v_hat = model.draw(z[0], model.R(z[1]), label)
         _, dl_dv = laplacian_l1_with_grad(v_hat, v, weight, s.levels)
         adam.zero_grad()
         v_hat.backward(dl_dv)
@@ -1034,16 +1058,15 @@ def find_codes(model, s, videos, steps=300, lr=0.02):
         with torch.no_grad():
             z[0].copy_(model.z_s.project(z[0]))
             z[1].copy_(model.z_t.project(z[1]))
-    model.train().requires_grad_(True)
+    model.requires_grad_(True)
     return z[0].detach(), z[1].detach(), label
 
 
 @torch.no_grad()
 def draw_codes(model, z_s, z_t, label):
     """Clips of codes that need not be in the dictionaries -> uint8 [K, L, H, W, 3] on the CPU."""
-    model.eval()
-    frames = model.draw(z_s, model.R(z_t), label)
-    model.train()
+    with model.at_rest():
+        frames = model.draw(z_s, model.R(z_t), label)
     return to_bytes(frames).unflatten(0, z_t.shape[:2]).cpu()
 
 
@@ -1060,11 +1083,10 @@ def between(model, z_s, z_t, label, a, b, K):
     """Fig. 7: K frames between frames a and b of one clip, on the straight line between what R makes of their codes.
 
     z_s [1, D_s], z_t [1, L, D_t], label [1] -> uint8 [K + 2, H, W, 3] with both ends."""
-    model.eval()
     r = model.R(z_t)
     share = torch.linspace(0, 1, K + 2, device=r.device)[:, None]
-    frames = model.draw(z_s, (r[0, a] + share * (r[0, b] - r[0, a]))[None], label)
-    model.train()
+    with model.at_rest():
+        frames = model.draw(z_s, (r[0, a] + share * (r[0, b] - r[0, a]))[None], label)
     return to_bytes(frames)
 
 
@@ -1102,7 +1124,7 @@ def train(args):
                 L=L, size=size, fingerprint=fingerprint(whole), static_names=clips.static_names,
                 transient_names=clips.transient_names, names=clips.names, pairs=np.stack([clips.static_id, clips.transient_id], 1).tolist(),
                 trained_on=dict(device=str(device), kernels=losses_by, torch=str(torch.__version__), commit=commit()))
-    vgg16 = load_vgg16(args.vgg16, device)
+    vgg16 = load_vgg16(args.vgg16, device) if ranks()[0] == 0 else None
     trainer, log, (rank, count) = Trainer(s, clips, device, args.graph), [], ranks()
     say = partial(print, flush=True) if rank == 0 else lambda text: None
     if args.resume:
@@ -1204,10 +1226,10 @@ def resume(out, trainer, data, say):
         if asked[name] != had[name]:
             raise RunError(f"--resume: {out}/checkpoint.pt was made with {name} {str(had[name])[:12]}, now it is {str(asked[name])[:12]}: "
                            "repeat the first command, or train afresh with another --out")
-    if len(kept["batches"]) != ranks()[1]:
-        say(f"the checkpoint was made by {len(kept['batches'])} processes: from here on the clips come in another order")
     try:
-        trainer.restore(kept)
+        if not trainer.restore(kept):
+            say(f"the checkpoint was made by {len(kept['batches'])} processes on {kept['data']['trained_on']['device']}: from here on the "
+                "clips come in another order")
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         raise RunError(f"{out}/checkpoint.pt: of another shape ({' '.join(str(error).split())[:120]})") from None
     return kept["log"]
@@ -1419,6 +1441,11 @@ def encode(args):
     return 0
 
 
+def refuse_parts(args):
+    if args.hold_out or args.hold_out_clips or (args.every or 1) > 1:
+        raise RunError(f"{args.action} trains on all clips and frames: leave out --hold-out, --hold-out-clips and --every")
+
+
 # Tables 2 and 4, Chair-CAD: MCS and FCS of the paper, and what a row changes in Settings
 ABLATION = {
     "-triplet -static": ((3.83, 0.77), dict(lambda_t=0.0, lambda_s=0.0)),
@@ -1442,15 +1469,14 @@ def ablate(args):
         raise RunError(f"--seeds {args.seeds}: at least 1 is needed")
     if args.generated_clips < 1:
         raise RunError(f"--generated-clips {args.generated_clips}: at least 1 is needed")
-    if base.hold_out or base.hold_out_clips or base.every > 1:
-        raise RunError("ablate trains on all clips and frames: leave out --hold-out, --hold-out-clips and --every")
+    refuse_parts(args)
     vgg16, out = load_vgg16(args.vgg16, device), Path(args.out or f"runs/ablation-{Path(args.dataset).stem}")
     out.mkdir(parents=True, exist_ok=True)
     real, results = torch.from_numpy(clips.videos).to(device), {}
     for run in range(args.seeds):
         for name, (_, changes) in ABLATION.items():
             s = replace(base, seed=base.seed + run, **changes)
-            trainer, began = Trainer(s, clips, device), time.perf_counter()
+            trainer, began = Trainer(s, clips, device, args.graph), time.perf_counter()
             for step in range(s.steps):
                 *_, loss = trainer.step()
                 if (step + 1) % max(1, s.steps // 10) == 0:
@@ -1512,11 +1538,13 @@ def bench(args):
     device = choose_device(args.device)
     clips, row = find_clips(args)
     lay_out(clips, args.layout)
+    refuse_parts(args)
     if args.seconds is not None:
         return bench_recipes(args, clips, row, device)
     s, why = choose_settings(args, row, clips, device)
+    s.steps = max(s.steps, 400)                                                         # G's norms rest by the middle
     trainer = Trainer(s, clips, device, args.graph)
-    m, batches, wait = trainer.model, trainer.batches, torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    m, batches, wait = trainer.model, trainer.batches, torch.accelerator.synchronize if device.type != "cpu" else lambda: None
     for _ in range(10):
         v, v_hat, _ = trainer.step()
     trainer.steps_done = s.steps // 2                                                   # G's norms as in most steps
@@ -1576,7 +1604,8 @@ def bench(args):
             wait()
             took[name].append(time.perf_counter() - began)
     ms = {name: 1000 * float(np.median(values[5:])) for name, values in took.items()}
-    ms["updates"] += ms.pop("refresh") / 8
+    every_eighth = ms.pop("refresh") / 8
+    ms["updates"], ms["step"] = ms["updates"] + every_eighth, ms["step"] + every_eighth
     ms["the rest"] = ms["step"] - sum(ms[name] for name in ms if name != "step")
     print(f"{device}, {s.precision} ({why}); {s.batch} clips x {batches.F} frames a step, width {s.width}; medians of {turn + 1 - 5} turns")
     for name, value in ms.items():
@@ -1593,9 +1622,9 @@ def bench_recipes(args, clips, row, device, looks=16):
     real, ids = torch.from_numpy(clips.videos[shown]).to(device), ids_on(device, clips.static_id[shown], clips.transient_id[shown])
     out, curves, lines = Path(args.out or f"runs/bench-{Path(args.dataset).stem}"), {}, ["recipe,seconds,steps,psnr"]
     out.mkdir(parents=True, exist_ok=True)
-    for args.recipe in ("fast", "paper"):
-        s, _ = choose_settings(args, row, clips, device)
-        if args.recipe == "fast" and args.steps is None:  # as many steps as its schedule has time for
+    for recipe in ("fast", "paper"):
+        s, _ = choose_settings(argparse.Namespace(**{**vars(args), "recipe": recipe}), row, clips, device)
+        if recipe == "fast" and args.steps is None:  # as many steps as its schedule has time for
             trial, took = Trainer(s, clips, device, args.graph), []
             trial.steps_done = s.steps // 2
             for _ in range(30):
@@ -1603,17 +1632,19 @@ def bench_recipes(args, clips, row, device, looks=16):
                 trial.step()[2].cpu()
                 took.append(time.perf_counter() - began)
             s = replace(s, steps=max(1, int(args.seconds / np.median(took[5:]))))
-        trainer, seconds, curve = Trainer(s, clips, device, args.graph), 0.0, curves.setdefault(args.recipe, ([], []))
-        while seconds < args.seconds and trainer.steps_done < s.steps:
-            began = time.perf_counter()
-            while (seconds_now := seconds + time.perf_counter() - began) < (int(seconds * looks / args.seconds) + 1) / looks * args.seconds and trainer.steps_done < s.steps:
+        trainer, seconds, curve = Trainer(s, clips, device, args.graph), 0.0, curves.setdefault(recipe, ([], []))
+        for look in range(1, looks + 1):
+            began = time.perf_counter() - seconds
+            while time.perf_counter() - began < args.seconds * look / looks and trainer.steps_done < s.steps:
                 trainer.step()[2].cpu()
-            seconds = seconds_now
+            seconds = time.perf_counter() - began
             curve[0].append(seconds)
             curve[1].append(psnr(trainer.model.videos(*ids), real).mean().item())
-            lines.append(f"{args.recipe},{seconds:.1f},{trainer.steps_done},{curve[1][-1]:.2f}")
-            print(f"{args.recipe:5}  {seconds:6.1f} s  {trainer.steps_done:6} updates  {trainer.steps_done / seconds:6.1f} a second  {curve[1][-1]:5.2f} dB",
+            lines.append(f"{recipe},{seconds:.1f},{trainer.steps_done},{curve[1][-1]:.2f}")
+            print(f"{recipe:5}  {seconds:6.1f} s  {trainer.steps_done:6} updates  {trainer.steps_done / seconds:6.1f} a second  {curve[1][-1]:5.2f} dB",
                   flush=True)
+            if trainer.steps_done == s.steps:
+                break
     data_prep.write_beside(out / "bench.csv", lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
     data_prep.chart(picture(out, "bench.png", clips.standin), curves, "seconds of training", f"PSNR, dB ({clips.source[:60]})")
     print(f"{device}: {picture(out, 'bench.png', clips.standin)} and bench.csv")
@@ -1651,7 +1682,7 @@ def parse(argv):
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: cuda, then mps, then cpu")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the generator; auto: bf16 where it is faster")
     add("--seed", type=int, help="of everything drawn at random (default: 0)")
-    add("--no-graph", dest="graph", action="store_false", help="on a GPU: launch a step's kernels one by one, not as one CUDA graph")
+    add("--no-graph", dest="graph", action="store_false", help="on a GPU: launch a step's kernels one by one, not as one CUDA graph (as with --rank and among processes)")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--checkpoint-every", type=float, default=20, metavar="SECONDS", help="between checkpoints")
     add("--vgg16", metavar="PATH", help="weights for the MCS; `download` fetches torchvision's (528 MB); default: torch hub's cache")
@@ -1669,7 +1700,7 @@ def parse(argv):
     add("--generated", metavar="DIR", help="evaluate: clips that other software made, a folder or an .npz")
     add("--real", metavar="NPZ", help="evaluate: the prepared set they are compared with")
     add("--seeds", type=int, default=1, help="ablate: how many seeds")
-    add("--seconds", type=float, metavar="S", help="bench: train with both recipes for S seconds each")
+    add("--seconds", type=float, metavar="S", help="bench: train with both recipes for S seconds each; other options hold for both")
     add("--generated-clips", type=int, default=500, help="ablate: clips that each row generates")
     return parser.parse_args(argv)
 
