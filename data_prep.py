@@ -279,7 +279,7 @@ def chart(path, lines, x_title, y_title, size=(640, 400)):
     """A PNG of lines over a pair of axes. lines: {name: ([x, ...], [y, ...])}, at least two points in all; x from 0."""
     font, colours = ImageFont.load_default(13), [(31, 119, 180), (214, 80, 40), (44, 140, 60), (130, 90, 180)]
     xs, ys = ([value for line in lines.values() for value in line[axis]] for axis in (0, 1))
-    left, top, right, bottom = 56, 24, size[0] - 20, size[1] - 44
+    left, top, right, bottom = 56, 34, size[0] - 20, size[1] - 44
     x_end, low = max(xs) or 1, math.floor(min(ys))
     high = max(math.ceil(max(ys)), low + 1)
     picture = Image.new("RGB", size, "white")

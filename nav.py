@@ -1518,11 +1518,12 @@ def ablate(args):
         lines.append(f"| {name} | {theirs[0]} | {cell(m)}{spreads[0]} | {theirs[1]} | {cell(f, 3)}{spreads[1]} | {cell(dB)} |")
     verdicts = []
     for key, better, worse in ORDERINGS if row == "chair" else []:
-        a, b = mean_and_spread(better, key)[0], mean_and_spread(worse, key)[0]
-        holds = None if a is None or b is None else bool(a < b if key == "mcs" else a > b)
+        pairs = [(a.get(key), b.get(key)) for a, b in zip(results[better], results[worse])]  # seed by seed
+        found = {None if a is None else a < b if key == "mcs" else a > b for a, b in pairs}
+        holds = found.pop() if len(found) == 1 else "seeds disagree"
         verdicts.append(dict(measure=key, better=better, worse=worse, holds=holds))
-        lines += [""] * (len(verdicts) == 1) + [f"- {key.upper()}: the paper has {better} better than {worse}; "
-                                                f"{'not measured' if holds is None else 'so have we' if holds else 'we have not'}"]
+        said = {None: "not measured", True: "so have we", False: "we have not"}.get(holds, "our seeds disagree")
+        lines += [""] * (len(verdicts) == 1) + [f"- {key.upper()}: the paper has {better} better than {worse}; {said}"]
     text = "\n".join(lines) + "\n"
     data_prep.write_beside(out / "ablation.md", lambda temporary: temporary.write_text(text))
     write_json(out / "ablation.json", dict(source=clips.source, standin=clips.standin, settings=asdict(base), seeds=args.seeds,
