@@ -1647,7 +1647,7 @@ def bench_recipes(args, clips, row, device, looks=16):
             if trainer.steps_done == s.steps:
                 break
     data_prep.write_beside(out / "bench.csv", lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
-    data_prep.chart(picture(out, "bench.png", clips.standin), curves, "seconds of training", f"PSNR, dB ({clips.source[:60]})")
+    data_prep.chart(picture(out, "bench.png", clips.standin), curves, f"seconds of training; {clips.source.split(':')[0][:60]}", "PSNR, dB")
     print(f"{device}: {picture(out, 'bench.png', clips.standin)} and bench.csv")
     return 0
 
