@@ -64,6 +64,11 @@ def shown(name):
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def one_line(text):
+    """A text or an error without its line breaks."""
+    return " ".join(str(text).split())
+
+
 # ---- A prepared set: Clips, and its file ----------------------------------------------------------------------------
 
 
@@ -126,21 +131,19 @@ def save(clips, path):
 
 def open_zip(file, where):
     """A ZipFile whose directory is small enough to be read. Raises DataError."""
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
+    file.seek(max(0, size - 66_000))
+    tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    if end < 0 or len(tail) < end + 22:
+        raise DataError(f"{where}: not a whole zip file (no directory): truncated? make or fetch it again")
+    entries, directory = struct.unpack("<HI", tail[end + 10 : end + 16])
+    if b"PK\6\7" in tail[max(0, end - 20) : end] or directory > 1 << 22:
+        raise DataError(f"{where}: a zip directory of {directory} bytes or of 64 bits: more than any set needs")
     try:
-        file.seek(0, os.SEEK_END)
-        size = file.tell()
-        file.seek(max(0, size - 66_000))
-        tail = file.read()
-        end = tail.rfind(b"PK\5\6")
-        if end < 0 or len(tail) < end + 22:
-            raise DataError(f"{where}: not a whole zip file (no directory): truncated? make or fetch it again")
-        entries, directory = struct.unpack("<HI", tail[end + 10 : end + 16])
-        if b"PK\6\7" in tail[max(0, end - 20) : end] or directory > 1 << 22:
-            raise DataError(f"{where}: a zip directory of {directory} bytes or of 64 bits: more than any set needs")
         return zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error) as error:  # damaged, or a later zip
         raise DataError(f"{where}: not a whole zip file ({error}): truncated? make or fetch it again") from None
 
 
@@ -1261,7 +1264,7 @@ def zip_members(file, where, skipped):
                     try:
                         with archive.open(info) as member:
                             return member.read(MAX_FILE)
-                    except Exception as error:  # zlib.error, BadZipFile, EOFError, NotImplementedError, ...
+                    except Exception as error:  # zlib and zipfile each raise their own on damaged bytes
                         raise DataError(f"{shown(name)}: cannot be unpacked ({shown(error)})") from None
 
                 yield name, read, None
@@ -1770,7 +1773,7 @@ def main(arguments=None):
     try:
         run(options)
     except (DataError, OSError) as error:
-        print(f"data_prep.py: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"data_prep.py: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("data_prep.py: interrupted; nothing half-written is left", file=sys.stderr)

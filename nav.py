@@ -36,7 +36,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import data_prep
-from data_prep import DataError
+from data_prep import DataError, one_line
 from kernels import backend, laplacian_l1_with_grad, triplet_margin
 from kernels.gru import gru
 
@@ -318,13 +318,17 @@ class Batches:
         self.static_id = torch.from_numpy(clips.static_id).to(device)
         self.transient_id = torch.from_numpy(clips.transient_id).to(device)
         self.N, self.L = clips.videos.shape[:2]
-        rank, count = ranks()
-        self.B, self.F, self.random_window = s.batch // count, s.per_clip or self.L, s.window == "random"
+        self.B, self.F, self.random_window = s.batch // ranks()[1], s.per_clip or self.L, s.window == "random"
         self.weight = torch.full((self.B, self.F), 1 / self.F, device=device)           # l_rec: the mean over frames
         self.weight[:, 0] += s.lambda_s                                                 # l_static: one of them, k
         self.weight = self.weight.flatten()
-        self.rng = torch.Generator(device).manual_seed(s.seed + 1_000_003 * rank)
+        self.rng = torch.Generator(device)
+        self.start(s.seed)
         self.order = torch.empty(0, dtype=torch.long, device=device)
+
+    def start(self, seed):
+        """Random numbers from the beginning, others in each process (a CPU's generator sees 32 bits of a seed)."""
+        self.rng.manual_seed(seed + 1_000_003 * ranks()[0])
 
     def deal(self):
         """One step's draw: clips [B], and random numbers [B, L + 1] in [0, 1) for their windows and frames."""
@@ -348,9 +352,16 @@ class Batches:
     def state(self):
         return {"order": self.order.cpu(), "rng": self.rng.get_state()}
 
-    def restore(self, state):
-        self.order = state["order"].to(self.order.device)
-        self.rng.set_state(state["rng"].cpu())
+    def restore(self, states, seed):
+        """Go on from the states of all processes. Returns whether the order does: where other processes or another kind of
+        device left them, the clips are dealt afresh by `seed`."""
+        rank, count = ranks()
+        if len(states) != count or len(states[rank]["rng"]) != len(self.rng.get_state()):
+            self.start(seed)
+            return False
+        self.order = states[rank]["order"].to(self.order.device)
+        self.rng.set_state(states[rank]["rng"].cpu())
+        return True
 
 
 # ---- several processes (torchrun) ------------------------------------------------------------------------------------
@@ -364,7 +375,7 @@ def join_ranks(device):
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=5))
         except (ValueError, RuntimeError) as error:
-            raise RunError(f"the processes did not meet ({' '.join(str(error).split())[:120]}); start them with torchrun") from None
+            raise RunError(f"the processes did not meet ({one_line(error)[:120]}); start them with torchrun") from None
 
 
 def ranks():
@@ -411,11 +422,13 @@ def sum_over_ranks(model, codes=(), losses=None):
         part.copy_(value.view(part.shape))
     if losses is not None:
         losses.div_(count)
-    for i, (dictionary, rows, grad) in enumerate(codes := list(codes)):
+    summed = []
+    for dictionary, rows, grad in codes:
         if dictionary in tables:
             rows = tables[dictionary][:, -1].nonzero().flatten()
-            codes[i] = dictionary, rows, tables[dictionary][rows, :-1].unflatten(1, grad.shape[1:])
-    return codes
+            grad = tables[dictionary][rows, :-1].unflatten(1, grad.shape[1:])
+        summed.append((dictionary, rows, grad))
+    return summed
 
 
 def gather_from_ranks(thing):
@@ -599,9 +612,9 @@ class Trainer:
                     batches=[batches for _, _, batches in places], rng=torch.get_rng_state(), steps_done=self.steps_done)
 
     def restore(self, state):
-        """Take up a state. Returns whether the clips go on in their order, which another number of processes or kind of
-        device cannot. Raises RuntimeError, KeyError, IndexError or ValueError where the state is of another shape."""
-        model, (rank, count) = dict(state["model"]), ranks()
+        """Take up a state. Returns whether the clips go on in their order (Batches.restore). Raises RuntimeError, KeyError,
+        IndexError or ValueError where the state is of another shape."""
+        model = dict(state["model"])
         for key in model:
             if (name := key.split(".")[0]) in self.rows:
                 model[key] = model[key][self.rows[name]]
@@ -609,15 +622,9 @@ class Trainer:
         for optimiser, kept in zip([self.optimiser_R, *self.optimisers_G], [state["optimiser_R"], *state["optimisers_G"]], strict=True):
             own = dict(optimiser.param_groups[0], params=kept["param_groups"][0]["params"])  # rates and flags are this device's
             optimiser.load_state_dict(dict(kept, param_groups=[own]))
-        places, rng = state["batches"], self.batches.rng
-        same_order = len(places) == count and len(places[rank]["rng"]) == len(rng.get_state())
-        if same_order:
-            self.batches.restore(places[rank])
-        else:  # other processes, or another kind of device
-            rng.manual_seed(self.s.seed + state["steps_done"] + 1_000_003 * rank)
         torch.set_rng_state(state["rng"].cpu())
         self.steps_done = state["steps_done"]
-        return same_order
+        return self.batches.restore(state["batches"], self.s.seed + self.steps_done)
 
 
 def schedule(step, steps, warm_up=50):
@@ -708,7 +715,7 @@ def load_vgg16(where, device):
             weights = torch.load(where, map_location="cpu", weights_only=True)
         return VGG16(weights).to(device), None
     except Exception as error:  # no network, a wrong hash, no such file, damaged bytes, other layers
-        raise RunError(f"--vgg16 {where or cached}: no VGG16 weights there ({' '.join(str(error).split())[:120]})") from None
+        raise RunError(f"--vgg16 {where or cached}: no VGG16 weights there ({one_line(error)[:120]})") from None
 
 
 def motion(phi, videos):
@@ -951,7 +958,7 @@ def read_checkpoint(folder, device="cpu"):
             checkpoint["data"][key]
         return checkpoint
     except Exception as error:  # whatever damaged bytes or another version's keys make zip, pickle, torch and dict raise
-        raise RunError(f"{path}: not a checkpoint of this script ({' '.join(repr(error).split())[:120]})") from None
+        raise RunError(f"{path}: not a checkpoint of this script ({one_line(repr(error))[:120]})") from None
 
 
 def open_run_folder(out, resume):
@@ -1141,7 +1148,7 @@ def train(args):
 
     first_step, seconds_before = trainer.steps_done, log[-1][1] if log else 0.0
     began = saved = time.perf_counter()
-    losses, every, asked, state = [], max(1, min(25, s.steps // 20)), 0, trainer.state()
+    losses, every, asked = [], max(1, min(25, s.steps // 20)), 0
     with Stop() as stop:
         while trainer.steps_done < s.steps and not asked:
             v, v_hat, loss = trainer.step()
@@ -1170,11 +1177,8 @@ def train(args):
         if rank == 0:
             print(f"nav: stopped at step {trainer.steps_done} of {s.steps}; the checkpoint is in {out}, --resume goes on", file=sys.stderr)
         return 128 + asked
-    if rank:
-        return 0
-    model = Model(s, size, L, len(clips.static_names), len(clips.transient_names))
-    model.load_state_dict(state["model"])
-    return report(out, model.to(device, memory_format=torch.channels_last), s, data, whole, device, log, vgg16)
+    weights = trainer.state()["model"]  # of all processes
+    return report(out, model_from(s, data, weights, device), s, data, whole, device, log, vgg16) if rank == 0 else 0
 
 
 def diverged(step, s, out):
@@ -1231,7 +1235,7 @@ def resume(out, trainer, data, say):
             say(f"the checkpoint was made by {len(kept['batches'])} processes on {kept['data']['trained_on']['device']}: from here on the "
                 "clips come in another order")
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
-        raise RunError(f"{out}/checkpoint.pt: of another shape ({' '.join(str(error).split())[:120]})") from None
+        raise RunError(f"{out}/checkpoint.pt: of another shape ({one_line(error)[:120]})") from None
     return kept["log"]
 
 
@@ -1261,19 +1265,23 @@ def report(out, model, s, data, whole, device, log, vgg16):
     return 0
 
 
+def model_from(s, data, weights, device):
+    """The Model of a run, with its kept weights, on the device. Raises RuntimeError, KeyError or ValueError where they do not fit."""
+    model = Model(s, data["size"], data["L"], len(data["static_names"]), len(data["transient_names"]))
+    model.load_state_dict(weights)
+    return model.to(device, memory_format=torch.channels_last)
+
+
 def load_run(args):
     """--run -> (its checkpoint, its Model on the chosen device, the device). Raises RunError."""
     if not args.run:
         raise RunError(f"{args.action} needs --run DIR, the folder of a trained run")
     device = choose_device(args.device)
     kept = read_checkpoint(args.run)
-    s, data = kept["settings"], kept["data"]
     try:
-        model = Model(s, data["size"], data["L"], len(data["static_names"]), len(data["transient_names"]))
-        model.load_state_dict(kept["model"])
+        return kept, model_from(kept["settings"], kept["data"], kept["model"], device), device
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise RunError(f"{args.run}/checkpoint.pt: of another shape ({' '.join(str(error).split())[:120]})") from None
-    return kept, model.to(device, memory_format=torch.channels_last), device
+        raise RunError(f"{args.run}/checkpoint.pt: of another shape ({one_line(error)[:120]})") from None
 
 
 def clips_of_run(args, kept):
@@ -1442,6 +1450,7 @@ def encode(args):
 
 
 def refuse_parts(args):
+    """ablate and bench measure all of a set. Raises RunError where a part of it is asked for."""
     if args.hold_out or args.hold_out_clips or (args.every or 1) > 1:
         raise RunError(f"{args.action} trains on all clips and frames: leave out --hold-out, --hold-out-clips and --every")
 
@@ -1735,7 +1744,7 @@ def main(argv=None):
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         print(f"nav: process {rank} of {count} stops, since another one is gone; start all of them again with --resume "
-              f"({' '.join(str(error).split())[:120]})", file=sys.stderr, flush=True)
+              f"({one_line(error)[:120]})", file=sys.stderr, flush=True)
         os._exit(2)  # the way out through the broken connections may end in an abort
     return 2
 
