@@ -1164,7 +1164,7 @@ def reason(error, where):
 
 
 def unsafe(name):
-    return len(name) > 300 or name.startswith("/") or "\\" in name or ".." in name.split("/") or not name.isprintable()
+    return not 0 < len(name) <= 300 or name.startswith("/") or "\\" in name or ".." in name.split("/") or not name.isprintable()
 
 
 def tar_members(stream, where, skipped, start=0, compressed=None):

@@ -2758,6 +2758,7 @@ HOSTILE = {
     "zip-dotdot": (*films_of(("../daria_walk.avi", avi(PLAIN))), 0, "unsafe name"),
     "zip-absolute": (*films_of(("/daria_walk.avi", avi(PLAIN)), ("daria_run.avi", avi(PLAIN))), 1, "unsafe name"),
     "zip-twice": (*films_of(("daria_walk.avi", avi(PLAIN)), ("x/daria_walk.avi", avi(PLAIN))), 1, "two clips of one"),
+    "zip-nameless": (*films_of((zipfile.ZipInfo(""), avi(PLAIN)), ("daria_run.avi", avi(PLAIN))), 1, "unsafe name"),
     "zip-bomb-declared": ("weizmann", "a.zip", zip_bomb(300), 0, "zip bomb"),
     "zip-bomb-undeclared": ("weizmann", "a.zip", zip_lies(1000, bytes(8 << 20)), 0, "cannot be unpacked"),
     "zip-bomb-inflated": ("weizmann", "a.zip", zip_lies(4_000_000_000), 0, "zip bomb"),
