@@ -83,7 +83,8 @@ TABLE_6 = {  # data set: the codes and losses, then the paper's own rates and it
 FAST_STEPS = {"chair": 2650, "weizmann": 2250, "golf": 2650}  # five minutes on two cores
 HIDDEN = 500  # units of the GRU (Sec. 4.2)
 BATCH_STATISTICS = 0.1  # fast recipe: G's norms see their batch in this share of the steps, at least 100, then keep what they know
-LOG = "step,seconds,loss,l_rec,l_triplet,psnr,frames_per_second"
+FOCUS = 3.0  # fast recipe: a clip of twice the mean loss comes 2^FOCUS times as often (Batches)
+LOG = "step,seconds,loss,l_rec,l_triplet,psnr,frames_per_second"  # psnr: of the last step's frames, among which hard clips are frequent
 
 
 # ---- codes (Sec. 3, Eq. 1 and 2) -------------------------------------------------------------------------------------
@@ -307,8 +308,9 @@ def to_bytes(frames):
 class Batches:
     """The clips as bytes on the device, and the order in which training meets them.
 
-    Every epoch is a fresh permutation, drawn on the device, so nothing crosses the bus in a step. `state` holds the
-    generator and the place in the order: a resumed run draws what the stopped one would have drawn.
+    The clips that had the fewest turns come next, at random among equals: every epoch is a fresh permutation, drawn on
+    the device, so nothing crosses the bus in a step. In the fast recipe a turn counts the less the higher a clip's loss is
+    against the mean: hard clips come more often. A resumed run draws what the stopped one would have drawn.
     """
 
     def __init__(self, clips, s, device):
@@ -322,20 +324,25 @@ class Batches:
         self.weight = torch.full((self.B, self.F), 1 / self.F, device=device)           # l_rec: the mean over frames
         self.weight[:, 0] += s.lambda_s                                                 # l_static: one of them, k
         self.weight = self.weight.flatten()
+        self.turns, self.l = torch.zeros(self.N, device=device), torch.ones(self.N, device=device)
+        self.focus = FOCUS if s.recipe == "fast" else 0.0
         self.rng = torch.Generator(device)
         self.start(s.seed)
-        self.order = torch.empty(0, dtype=torch.long, device=device)
 
     def start(self, seed):
         """Random numbers from the beginning, others in each process (a CPU's generator sees 32 bits of a seed)."""
         self.rng.manual_seed(seed + 1_000_003 * ranks()[0])
 
     def deal(self):
-        """One step's draw: clips [B], and random numbers [B, L + 1] in [0, 1) for their windows and frames."""
-        while len(self.order) < self.B:
-            self.order = torch.cat([self.order, torch.randperm(self.N, generator=self.rng, device=self.order.device)])
-        clips, self.order = self.order[:self.B], self.order[self.B:]
-        return clips, torch.rand(self.B, self.L + 1, generator=self.rng, device=clips.device)
+        """One step's draw: clips [B], no two the same, and random numbers [B, L + 1] in [0, 1) for their windows and frames."""
+        rand = partial(torch.rand, generator=self.rng, device=self.turns.device)
+        clips = (self.turns + rand(self.N)).topk(self.B, largest=False).indices
+        self.turns[clips] += ((self.l.mean() / self.l[clips].clamp(min=1e-9)) ** self.focus).clamp(1 / 8, 8)
+        return clips, rand(self.B, self.L + 1)
+
+    def learn(self, clips, l):
+        """Keep a running mean of each clip's loss: clips [B], l [B * F]."""
+        self.l[clips] = self.l[clips].lerp(l.view(self.B, self.F).mean(1), 0.1)
 
     def gather(self, clips, draws):
         """What was dealt: static ids [B], transient ids [B], frame numbers [B, F], frames v uint8 [B * F, 3, H, W].
@@ -350,16 +357,17 @@ class Batches:
         return self.static_id[clips], self.transient_id[clips], times, v.flatten(0, 1).permute(0, 3, 1, 2)
 
     def state(self):
-        return {"order": self.order.cpu(), "rng": self.rng.get_state()}
+        return {"turns": self.turns.cpu(), "l": self.l.cpu(), "rng": self.rng.get_state()}
 
     def restore(self, states, seed):
         """Go on from the states of all processes. Returns whether the order does: where other processes or another kind of
-        device left them, the clips are dealt afresh by `seed`."""
+        device left them, the clips are dealt afresh by `seed`. Raises KeyError or RuntimeError for other states."""
         rank, count = ranks()
         if len(states) != count or len(states[rank]["rng"]) != len(self.rng.get_state()):
             self.start(seed)
             return False
-        self.order = states[rank]["order"].to(self.order.device)
+        self.turns.copy_(states[rank]["turns"])
+        self.l.copy_(states[rank]["l"])
         self.rng.set_state(states[rank]["rng"].cpu())
         return True
 
@@ -443,7 +451,8 @@ def gather_from_ranks(thing):
 
 
 def forward_and_back(model, s, weight, batch, z_s, z_t, which, triplet=True):
-    """Eq. 6 for one batch, and its gradient left in every leaf that asks for one. Returns (v_hat, [loss, l_rec, l_triplet]).
+    """Eq. 6 for one batch, and its gradient left in every leaf that asks for one. Returns (v_hat, l [B * F] the loss of each
+    frame, [loss, l_rec, l_triplet]).
 
     z_t [rows, L, D_t] holds each transient row of the batch once, which [B] says whose it is."""
     static_ids, transient_ids, times, v = batch
@@ -457,18 +466,18 @@ def forward_and_back(model, s, weight, batch, z_s, z_t, which, triplet=True):
     else:
         v_hat.backward(dl_dv)
     B, l_triplet = len(z_s), l_triplet.detach().mean()
-    return v_hat.detach(), torch.stack([(l * weight).sum() / B + s.lambda_t * l_triplet, l.mean(), l_triplet])
+    return v_hat.detach(), l, torch.stack([(l * weight).sum() / B + s.lambda_t * l_triplet, l.mean(), l_triplet])
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose every update of a matrix has equal singular values (Jordan et al., 2024): no direction lags behind.
 
     For weights [c_in, c_out, 4, 4], taken as matrices [c_in, 16 * c_out]: the update is (m m^T)^(-1/2) x, of momentum m
-    and the gradient x looking ahead. m turns slowly: `refresh` finds that root anew in every eighth step only. An element
-    moves by about lr (root mean square), as under Adam."""
+    and the gradient x looking ahead. `refresh` finds that root anew in every eighth step only. An element moves by about
+    lr (root mean square), as under Adam."""
 
-    def __init__(self, weights, lr):
-        super().__init__(weights, dict(lr=lr))
+    def __init__(self, weights, lr, momentum=0.8):
+        super().__init__(weights, dict(lr=lr, momentum=momentum))
         for w in self.param_groups[0]["params"]:
             self.state[w].update(m=torch.zeros_like(w), root=torch.eye(len(w), device=w.device))
 
@@ -479,12 +488,13 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        for w in self.param_groups[0]["params"]:
+        group = self.param_groups[0]
+        for w in group["params"]:
             c_in, c_out, *kernel = w.shape
-            m = self.state[w]["m"].mul_(0.95).add_(w.grad)
-            x = self.state[w]["root"] @ self.matrix(w.grad + 0.95 * m)
+            m = self.state[w]["m"].mul_(group["momentum"]).add_(w.grad)
+            x = self.state[w]["root"] @ self.matrix(w.grad + group["momentum"] * m)
             x = x.view(c_in, *kernel, c_out).permute(0, 3, 1, 2)
-            w.addcmul_(x, self.param_groups[0]["lr"], value=-max(c_in, 16 * c_out) ** 0.5)
+            w.addcmul_(x, group["lr"], value=-max(c_in, 16 * c_out) ** 0.5)
 
     @torch.no_grad()
     def refresh(self):
@@ -562,10 +572,10 @@ class Trainer:
             self.optimisers_G[0].step()
             m.zero_grad()
             m.G.requires_grad_(False)
-            v_hat, losses = objective(z_s, z_t, which)                              # stage 2: Z_V and theta (Eq. 3.2)
+            v_hat, l, losses = objective(z_s, z_t, which)                           # stage 2: Z_V and theta (Eq. 3.2)
             m.G.requires_grad_(True)
         else:
-            v_hat, losses = objective(z_s, z_t, which)                              # one backward serves both stages
+            v_hat, l, losses = objective(z_s, z_t, which)                           # one backward serves both stages
         codes = sum_over_ranks(m, [(m.z_s, static_rows, z_s.grad), (m.z_t, transient_rows, z_t.grad)], losses)
         if s.recipe == "fast":
             for optimiser in self.optimisers_G:
@@ -575,6 +585,7 @@ class Trainer:
         for dictionary, rows, grad in codes:
             dictionary.update(rows, grad, self.lr_Z)
         # ---- END ----
+        self.batches.learn(clips, l)
         return batch[3], v_hat, losses
 
     def replay(self, dealt):
@@ -878,7 +889,7 @@ def lay_out(clips, layout):
 def choose_settings(args, row, clips, device):
     """Table 6's row, then the recipe's values, then the options, checked -> (Settings, why this precision). Raises RunError."""
     codes, paper_rates, updates = TABLE_6[row]
-    N = len(clips.names)
+    N = max(1, len(clips.names) - (args.hold_out or 0) - (args.hold_out_clips or 0))    # clips to train on
     values = dict(codes, conditional=row == "weizmann", steps=FAST_STEPS[row])
     if args.recipe == "paper":
         values.update(paper_rates, batch=1, per_clip=0, steps=updates * N)
@@ -887,7 +898,7 @@ def choose_settings(args, row, clips, device):
     values.update({f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None})
     values["precision"], why = choose_precision(args.precision, device)
     s = Settings(**values)
-    if s.batch > N > 0:  # fewer clips than a step takes: more frames of each, about as many in all
+    if s.batch > N:  # fewer clips than a step takes: more frames of each, about as many in all
         s.per_clip = s.per_clip if args.per_clip is not None else min(s.per_clip * round(s.batch / N), clips.videos.shape[1] // max(1, s.every))
         s.batch = N
     check_settings(s, clips)

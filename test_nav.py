@@ -226,7 +226,7 @@ def test_gradient_is_that_of_equation_6(frames):
     m, batch, weight = trainer.model, trainer.batches.gather(*trainer.batches.deal()), trainer.batches.weight
     static_ids, transient_ids, times, v = batch
     z_s, z_t = m.z_s.rows(static_ids), m.z_t.rows(transient_ids)
-    _, losses = nav.forward_and_back(m, s, weight, batch, z_s, z_t, torch.arange(2))
+    _, _, losses = nav.forward_and_back(m, s, weight, batch, z_s, z_t, torch.arange(2))
     ours = [z_s.grad, z_t.grad, *(p.grad.clone() for p in m.parameters())]
 
     m.zero_grad()
@@ -288,7 +288,7 @@ def test_paper_recipe_against_a_reference_of_a_few_lines():
     assert torch.allclose(ours.z_s.z, z_s, atol=1e-6) and torch.allclose(ours.z_t.z, z_t, atol=1e-6)
     for net, twin_net in ((ours.G, G), (ours.R, R)):
         for p, q in zip(net.parameters(), twin_net.parameters()):
-            assert torch.allclose(p, q, atol=1e-6)
+            assert torch.allclose(p, q, atol=1e-5)  # an update moves by 1e-3; where a gradient is near 0 its rounding shows
 
 
 def test_paper_recipe_runs_with_table_6s_rates(toy, tmp_path):
@@ -319,7 +319,7 @@ def test_few_clips_give_more_frames_each(options, expected):
 
 def test_every_epoch_meets_every_clip_once():
     clips = toy_clips(5)
-    batches = nav.Batches(clips, settings(batch=2, per_clip=4, lambda_s=0.5), torch.device("cpu"))
+    batches = nav.Batches(clips, settings(recipe="paper", batch=2, per_clip=4, lambda_s=0.5), torch.device("cpu"))
     seen, static_frames = [], set()
     for _ in range(60):
         static_ids, transient_ids, times, v = batches.gather(*batches.deal())
@@ -330,6 +330,26 @@ def test_every_epoch_meets_every_clip_once():
             assert np.array_equal(frames.permute(0, 2, 3, 1).numpy(), clips.videos[j][drawn])
     assert all(sorted(seen[i:i + 5]) == list(range(5)) for i in range(0, 120, 5)) and seen[:5] != seen[5:10]
     assert static_frames == set(range(6)) and batches.weight.tolist() == [0.75, 0.25, 0.25, 0.25] * 2
+
+
+def test_hard_clips_come_more_often_and_none_is_forgotten():
+    """The fast recipe: over many steps a clip's turns are as (its loss / the mean)^FOCUS, at most 8 times and at least an eighth."""
+    loss = torch.tensor([1.0, 1.2, 0.9, 1.1, 1.0, 0.8, 1e3, 0.0])
+    batches, times = nav.Batches(toy_clips(8), settings(batch=1, per_clip=2), CPU), torch.zeros(8)
+    for step in range(6000):
+        clips, _ = batches.deal()
+        batches.learn(clips, torch.stack([0.5 * loss[clips], 1.5 * loss[clips]], 1).flatten())
+        times[clips] += step >= 2000                                   # by then it knows all losses
+    assert torch.allclose(batches.l, loss, rtol=1e-3, atol=1e-3)
+    weight = (batches.l / batches.l.mean()) ** nav.FOCUS
+    expected = weight.clamp(1 / 8, 8)
+    assert torch.allclose(times / times.sum(), expected / expected.sum(), atol=0.003) and times.min() > 0
+
+    batches = nav.Batches(toy_clips(5), settings(batch=4, per_clip=2), CPU)
+    for _ in range(50):
+        clips, _ = batches.deal()
+        batches.learn(clips, 1.0 + 9.0 * (clips == 3).repeat_interleave(2))
+        assert len(set(clips.tolist())) == 4                           # each at most once in a step
 
 
 def test_random_windows_are_consecutive_and_reach_both_ends():
@@ -1333,6 +1353,7 @@ def test_a_step_costs_the_same_with_more_clips(recipe, layout):
                     for name, values in list(dictionary.named_buffers()):
                         setattr(dictionary, name, values.repeat(N // 64, *[1] * (values.ndim - 1)))
             b.frames, b.length, b.first = b.frames.repeat(N // 64, 1, 1, 1), b.length.repeat(N // 64), b.length.repeat(N // 64).cumsum(0) - 6
+            b.l = b.l.repeat(N // 64)
             b.static_id, b.transient_id = torch.arange(N), torch.arange(N) if layout == "both" else b.transient_id.repeat(N // 64)
         trainer.update(torch.arange(4), torch.rand(4, 7))                              # what a process finds out once
         with Operations() as operations:
@@ -1375,7 +1396,7 @@ def test_more_clips_take_their_bytes_and_codes_and_no_more(recipe):
         trainer.step()
         return sum(all_tensors(trainer, {}).values())
 
-    frames, numbers = 6 * 16 * 16 * 3, 4 * 8                           # where it lies, how long it is, its row, its place in the order
+    frames, numbers = 6 * 16 * 16 * 3, 4 * 8                           # where it lies, how long it is, its row, its turns and its loss
     codes, counts = 4 * (7 + 6 * 5), 0 if recipe == "paper" else 2 * 4  # a static and six transient codes
     assert held(40) - held(8) == 32 * (frames + numbers + codes * (2 if recipe == "paper" else 3) + counts)
 
