@@ -306,12 +306,18 @@ def test_rates_rise_stay_and_fall_to_zero():
 
 
 @pytest.mark.parametrize("options, expected", [([], (5, 6)), (["--batch", "4"], (4, 1)), (["--batch", "9", "--per-clip", "3"], (5, 3)),
-                                               (["--batch", "11"], (5, 2)), (["--recipe", "paper"], (1, 0))])
+                                               (["--batch", "11"], (5, 2)), (["--hold-out-clips", "2"], (3, 6)),
+                                               (["--batch", "4", "--hold-out", "2"], (3, 1)), (["--recipe", "paper"], (1, 0))])
 def test_few_clips_give_more_frames_each(options, expected):
-    """32 frames a step of five clips of six frames: all of them; what is asked for stays."""
+    """32 frames a step of five clips of six frames: all of them; what is asked for stays; what is not trained on is not dealt."""
     args = nav.parse(["--levels", "3", *options])
     s, _ = nav.choose_settings(args, "chair", toy_clips(5), torch.device("cpu"))
     assert (s.batch, s.per_clip) == expected
+
+
+def test_paper_recipe_counts_the_updates_of_the_clips_it_trains_on():
+    args = nav.parse(["--levels", "3", "--recipe", "paper", "--hold-out-clips", "2"])
+    assert nav.choose_settings(args, "chair", toy_clips(5), torch.device("cpu"))[0].steps == 3 * 1500
 
 
 # ---- nav: batches ----------------------------------------------------------------------------------------------------
@@ -350,6 +356,18 @@ def test_hard_clips_come_more_often_and_none_is_forgotten():
         clips, _ = batches.deal()
         batches.learn(clips, 1.0 + 9.0 * (clips == 3).repeat_interleave(2))
         assert len(set(clips.tolist())) == 4                           # each at most once in a step
+
+
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_a_step_keeps_the_loss_of_each_of_its_clips(recipe):
+    trainer = nav.Trainer(settings(recipe=recipe, per_clip=3), toy_clips(5), CPU)
+    v, v_hat, _ = trainer.step()
+    b, l = trainer.batches, kernels.laplacian_l1(v_hat, v, 3).view(2, 3).mean(1)
+    met = b.turns.nonzero().flatten()
+    assert len(met) == 2 and (b.l == 1).sum() == 3
+    assert torch.allclose(b.l[met].sort()[0], (0.9 + 0.1 * l).sort()[0], atol=1e-6)
+    trainer.step()
+    assert ((b.turns > 0).sum() == 4) and ((b.turns[b.turns > 0] == 1).all() == (recipe == "paper"))
 
 
 def test_random_windows_are_consecutive_and_reach_both_ends():
