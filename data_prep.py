@@ -143,7 +143,7 @@ def open_zip(file, where):
         raise DataError(f"{where}: a zip directory of {directory} bytes or of 64 bits: more than any set needs")
     try:
         return zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error) as error:  # damaged, or a later zip
+    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, struct.error) as error:  # damaged, or of a later version
         raise DataError(f"{where}: not a whole zip file ({error}): truncated? make or fetch it again") from None
 
 
