@@ -14,6 +14,7 @@ L transient codes z_t say how it moves; a GRU R correlates the transient ones, a
 N clips, B of them in a step, L frames of H x W, F of each clip's in a step, D_s and D_t the sizes of the codes.
 """
 import argparse
+import ctypes
 import hashlib
 import io
 import json
@@ -293,8 +294,10 @@ class Model(nn.Module):
         """G's norms keep what they know, as after training; then they do again what they did before."""
         before = self.G.training
         self.G.eval()
-        yield
-        self.G.train(before)
+        try:
+            yield
+        finally:
+            self.G.train(before)
 
 
 def to_bytes(frames):
@@ -779,8 +782,10 @@ def choose_device(name):
     if not there[name]:
         raise RunError(f"--device {name}: this machine or this PyTorch has none; use --device cpu, or leave it out")
     if name == "cuda" and "LOCAL_RANK" in os.environ:
-        if (k := int(os.environ["LOCAL_RANK"])) >= torch.cuda.device_count():
-            raise RunError(f"process {k}: this machine has {torch.cuda.device_count()} GPUs; start as many processes")
+        k = int(os.environ["LOCAL_RANK"])
+        processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", k + 1)), torch.cuda.device_count()
+        if processes > gpus:  # all processes see it, and one says it
+            raise RunError(f"{processes} processes on a machine of {gpus} GPU{'s'[:gpus != 1]}: --nproc_per_node={gpus}, or --device cpu")
         torch.cuda.set_device(k)
     return torch.device(name)
 
@@ -1729,8 +1734,17 @@ def parse(argv):
 ACTIONS = {action.__name__: action for action in (train, evaluate, sample, exchange, interpolate, encode, ablate, bench)}
 
 
+def keep_freed_memory():
+    """Linux: what a step frees stays with the process. glibc hands large blocks back, and the next step faults the same pages in again."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # musl has none
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
+        mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+
+
 def main(argv=None):
     args = parse(argv)
+    keep_freed_memory()
     try:
         if args.seed is not None and not 0 <= args.seed < 2 ** 63:
             raise RunError(f"--seed {args.seed}: 0 or more, under 2^63")

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import platform
 import random
 import re
 import signal
@@ -920,6 +921,39 @@ def test_arrows_run_one_way():
 
 
 # ---- nav: several processes, the step, bench -------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_a_step_does_not_ask_the_kernel_for_memory_again():
+    resource = pytest.importorskip("resource")
+    nav.keep_freed_memory()
+
+    def faults(rounds):  # in each, 32 blocks of 4 MB, as of the frames in G, are taken and freed
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(rounds):
+            [torch.ones(2 ** 20) for _ in range(32)]
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults(3)
+    assert faults(5) < 1000  # of 160,000
+
+
+def test_more_processes_than_gpus_is_an_error_in_all_of_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for rank in "01":
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        with pytest.raises(nav.RunError, match="2 processes on a machine of 1 GPU: --nproc_per_node=1"):
+            nav.choose_device("auto")
+
+
+def test_g_returns_from_rest_after_an_error():
+    model = nav.Trainer(settings(), toy_clips(), torch.device("cpu")).model
+    with pytest.raises(ZeroDivisionError), model.at_rest():
+        assert not model.G.training
+        1 / 0
+    assert model.G.training
 
 CPU = torch.device("cpu")
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
