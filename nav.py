@@ -460,7 +460,8 @@ def forward_and_back(model, s, weight, batch, z_s, z_t, which, triplet=True):
     z_t [rows, L, D_t] holds each transient row of the batch once, which [B] says whose it is."""
     static_ids, transient_ids, times, v = batch
     r = model.R(z_t)                                                                    # (rows, L, D_t)
-    drawn = r[which].gather(1, times[:, :, None].expand(-1, -1, r.shape[2]))            # (B, F, D_t)
+    r_of_clip = r.index_select(0, which)  # not r[which]: threads would add up its gradient in any order
+    drawn = r_of_clip.gather(1, times[:, :, None].expand(-1, -1, r.shape[2]))           # (B, F, D_t)
     v_hat = model.draw(z_s, drawn, transient_ids)                                       # (B*F, 3, H, W)
     l, dl_dv = laplacian_l1_with_grad(v_hat, v, weight, s.levels)                       # (B*F,), like v_hat
     l_triplet = triplet_margin(r, float(s.alpha), s.alpha)[which]                       # (B,)

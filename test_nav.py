@@ -727,6 +727,19 @@ def test_a_trainer_goes_on_bit_for_bit(tmp_path, recipe):
     assert same(straight.state(), resumed.state())
 
 
+@pytest.mark.parametrize("layout", ["static", "grid", "both"])
+def test_two_threads_give_the_same_bits_again(layout):
+    """Codes large enough for PyTorch to share the work out: clips of one row add up in the same order each time."""
+    torch.set_num_threads(2)
+    states = []
+    for _ in range(2):
+        trainer = nav.Trainer(settings(D_t=1000, batch=6, per_clip=1), laid_out(layout), torch.device("cpu"))
+        for _ in range(4):
+            trainer.step()
+        states.append(trainer.state())
+    assert same(*states)
+
+
 def test_killed_at_random_moments_and_resumed_bit_for_bit(toy, tmp_path):
     times = 2
     options = [*toy, "--lr-Z", "0.01", "--window", "random", "--steps", "80"]
