@@ -41,6 +41,10 @@ from data_prep import DataError, one_line
 from kernels import backend, laplacian_l1_with_grad, triplet_margin
 from kernels.gru import gru
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # same seed, same GPU, same result
+torch.backends.cudnn.deterministic = True
+torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: SSIM subtracts means that are nearly equal
+
 # ---- settings (Table 6) ----------------------------------------------------------------------------------------------
 
 
@@ -97,9 +101,11 @@ def unit_ball(z):
 
 
 def low_rank(z, rho):
-    """Eq. 7: the best rank-rho approximation of each [L, D_t] matrix in z [B, L, D_t], by its top rho singular vectors."""
-    u, s, v = torch.linalg.svd(z, full_matrices=False)
-    return (u[..., :rho] * s[..., None, :rho]) @ v[..., :rho, :]
+    """Eq. 7: the best rank-rho approximation of each [L, D_t] matrix in z [B, L, D_t], by its top rho singular vectors.
+
+    They are the eigenvectors of z z^T, an L x L matrix; a GPU finds those of all clips at once, but its SVDs one by one."""
+    u = torch.linalg.eigh(z @ z.mT)[1][..., -rho:]                                 # (B, L, rho)
+    return u @ (u.mT @ z)
 
 
 class Dictionary(nn.Module):
@@ -540,7 +546,7 @@ class Trainer:
         self.batches = Batches(clips, s, device)
         self.each = torch.arange(self.batches.B, device=device)
         self.steps_done = 0
-        self.use_graph = graph and on_cuda and ranks() == (0, 1) and not s.rank  # an SVD asks the host
+        self.use_graph = graph and on_cuda and ranks() == (0, 1) and not s.rank  # eigh asks the host
         self.graph = None
 
     def step(self):
@@ -608,8 +614,16 @@ class Trainer:
             return out
         if self.plain == 0:
             self.plain = None
-            with torch.cuda.graph(self.graph):
-                self.out = self.update(*self.dealt)
+            try:
+                with torch.cuda.graph(self.graph):
+                    self.out = self.update(*self.dealt)
+            except RuntimeError as error:  # a capture computes nothing: this step is still to be done
+                print(f"nav: steps without a CUDA graph, since {one_line(error)[:120]}", file=sys.stderr)
+                torch.cuda.set_stream(torch.cuda.default_stream())
+                self.use_graph = False
+                self.model.G.requires_grad_(True)
+                self.model.zero_grad()
+                return self.update(*dealt)
         self.graph.replay()
         v, v_hat, losses = self.out
         return v, v_hat, losses.clone()
@@ -1245,8 +1259,9 @@ def resume(out, trainer, data, say):
     asked, had = dict(asdict(trainer.s), clips=data["fingerprint"]), dict(asdict(kept["settings"]), clips=kept["data"]["fingerprint"])
     for name in asked:
         if asked[name] != had[name]:
+            as_before = f", with --{name.replace('_', '-')} {had[name]}" * (name in ("width", "batch", "per_clip", "precision"))  # a GPU's defaults are others
             raise RunError(f"--resume: {out}/checkpoint.pt was made with {name} {str(had[name])[:12]}, now it is {str(asked[name])[:12]}: "
-                           "repeat the first command, or train afresh with another --out")
+                           f"repeat the first command{as_before}, or train afresh with another --out")
     try:
         if not trainer.restore(kept):
             say(f"the checkpoint was made by {len(kept['batches'])} processes on {kept['data']['trained_on']['device']}: from here on the "

@@ -5,6 +5,7 @@ scikit-image's values. The commands are run as a user runs them, on small clips.
 """
 import bz2
 import contextlib
+import copy
 import csv
 import functools
 import gzip
@@ -1335,6 +1336,46 @@ def test_replayed_steps_are_those_without_a_graph(monkeypatch, recipe):
     assert ran == until_100 + after  # captured anew when G's norms stop following their batch
 
 
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_a_graph_that_cannot_be_captured_is_said_once_and_no_step_is_lost(monkeypatch, capsys, recipe):
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    @contextlib.contextmanager
+    def capture(graph):
+        kept = copy.deepcopy(trainer.state())
+        captured.append(0)
+        try:
+            yield
+        finally:
+            captured[:] = [captured.pop() > 0]
+            trainer.restore(kept)  # a capture computes nothing
+
+    def fails(call, at):  # while it is captured, the at-th call
+        def instead(*args):
+            if captured and captured[-1] is not True:
+                captured[-1] += 1
+                if captured[-1] == at:
+                    raise RuntimeError("operation not permitted\nwhen stream is capturing")
+            return call(*args)
+        return instead
+
+    captured = []
+    plain, trainer = (nav.Trainer(settings(recipe=recipe, batch=2), laid_out("grid"), CPU) for _ in range(2))
+    if recipe == "fast":  # gradients are there
+        trainer.optimiser_R.step = fails(trainer.optimiser_R.step, 1)
+    else:  # stage 2, G is frozen
+        monkeypatch.setattr(nav, "triplet_margin", fails(nav.triplet_margin, 2))
+    trainer.use_graph = True
+    for name, fake in dict(CUDAGraph=object, graph=capture, Stream=Stream, current_stream=Stream, default_stream=Stream, set_stream=lambda stream: None,
+                           stream=contextlib.nullcontext).items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    assert same([plain.step()[2] for _ in range(6)], [trainer.step()[2] for _ in range(6)]) and same(plain.state(), trainer.state())
+    said = capsys.readouterr().err
+    assert captured == [True] and said.count("\n") == 1 and "without a CUDA graph" in said and "not permitted when" in said
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("recipe", ["fast", "paper"])
 def test_graph_and_single_kernels_agree_on_a_gpu(recipe):
@@ -1734,7 +1775,7 @@ class TestKernels:
 
     def test_identical_images_and_a_brightness_offset(self, device):
         target = torch.arange(256, dtype=torch.uint8, device=device).view(1, 1, 16, 16)  # every value
-        pred = target / 127.5 - 1
+        pred = (target.cpu() / 127.5 - 1).to(device)  # a GPU divides by way of the reciprocal
         losses, grad = laplacian_l1_with_grad(pred, target, torch.ones(1, device=device), 4)
         assert losses.item() == 0 and not grad.any()
         pred = torch.zeros(1, 1, 16, 16, device=device)
@@ -1819,6 +1860,25 @@ def test_what_the_kernel_does_not_cover(monkeypatch, capsys):
     monkeypatch.setattr(kernels, "_INTERPRETED", False)
     with pytest.raises(RuntimeError, match="the device is cpu"):
         laplacian_l1(frames, frames, 3)
+
+
+def test_a_gpu_where_triton_cannot_compile_takes_pytorch(monkeypatch):
+    monkeypatch.delenv("NAV_KERNELS", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(kernels, "_HAS_TRITON", True)
+    monkeypatch.setattr(kernels, "_INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(kernels.shutil, "which", {"gcc": "/usr/bin/gcc"}.get)
+    for exists, said in ((True, "triton"), (False, "torch: triton needs Python's headers (python3-dev)")):
+        kernels._cannot_launch.cache_clear()
+        monkeypatch.setattr(kernels.os.path, "exists", lambda path: exists)
+        assert backend("cuda") == said
+    kernels._cannot_launch.cache_clear()
+    monkeypatch.setattr(kernels.shutil, "which", {}.get)
+    assert backend("cuda") == "torch: triton needs a C compiler (gcc or clang)"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "8.0" in backend("cuda")
+    kernels._cannot_launch.cache_clear()
 
 
 def test_kernels_import_without_triton():

@@ -7,13 +7,26 @@ variable NAV_KERNELS=torch or NAV_KERNELS=triton forces either; what Triton cann
 """
 import importlib.util
 import os
+import shutil
 import sys
+import sysconfig
+from functools import cache
 
 import torch
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when the kernels are imported
 _said = set()
+
+
+@cache
+def _cannot_launch():
+    """None, or what Triton lacks here: it compiles a little C for its first launch."""
+    if not (os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")):
+        return "triton needs a C compiler (gcc or clang)"
+    if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
+        return "triton needs Python's headers (python3-dev)"
+    return None
 
 
 def _why_torch(device):
@@ -25,9 +38,11 @@ def _why_torch(device):
         return "NAV_KERNELS=torch"
     if not _HAS_TRITON:
         reason = "triton is not installed"
+    elif device.type == "cuda" and not _INTERPRETED:
+        old = torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
+        reason = "the kernels need a GPU of compute capability 8.0" if old else _cannot_launch()
     elif device.type == "cuda":
-        old = not _INTERPRETED and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
-        reason = "the kernels need a GPU of compute capability 8.0" if old else None
+        reason = None
     elif device.type == "cpu" and _INTERPRETED and forced:
         reason = None
     else:

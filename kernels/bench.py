@@ -48,9 +48,9 @@ def compile_one(name, dtype, levels, side, arch):
         kernel = laplacian._laplacian_kernel
         warps, terms = laplacian.warps_and_terms(side, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
         types = dict(pred=pointer, target="*u8", weight="*fp32", losses="*fp32", grad=pointer, matrices="*bf16",
-                     C="i32", pred_c="i32", target_c="i32")
-        values = dict(pred_w=1, target_w=1, SIDE=side, LEVELS=levels, TERMS=terms, GRAD=grad)
-        aligned = ("pred", "target", "weight", "losses", "grad", "matrices", "pred_c", "target_c")
+                     C="i32", pred_w="i32", target_w="i32")  # channels_last, as in training
+        values = dict(pred_c=1, target_c=1, SIDE=side, LEVELS=levels, TERMS=terms, GRAD=grad)
+        aligned = ("pred", "target", "weight", "losses", "grad", "matrices")
     else:
         kernel = triplet._triplet_kernel
         rows, block, warps = triplet.tiles(side, 50)
@@ -207,8 +207,9 @@ def time_all(device):
     for n in (16, 256, 4096) if cuda else (16, 128):
         size, shape = n * 3 * 64 * 64, f"{n} x 3 x 64 x 64"
         item = dtype.itemsize
-        buffers = rotating(lambda: (torch.randn(n, 3, 64, 64, device=device).to(dtype), torch.randint(
-            0, 256, (n, 3, 64, 64), dtype=torch.uint8, device=device)), size * (item + 1), device)
+        buffers = rotating(lambda: [x.to(memory_format=torch.channels_last) for x in (  # as in training
+            torch.randn(n, 3, 64, 64, device=device).to(dtype), torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8, device=device))],
+            size * (item + 1), device)
         one = torch.ones(n, device=device)
         forward, both = size * (item + 1), size * (2 * item + 1)
         for provider, wrap in [("torch eager", lambda f: f), *compiled]:
