@@ -820,9 +820,9 @@ def choose_precision(asked, device):
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
         return ("bf16", "tensor cores") if fast else ("fp32", "no bf16 tensor cores before sm_80")
-    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
-        return "bf16", "AMX"
-    return "fp32", "no AMX: bf16 would be slower" if device.type == "cpu" else "MPS"
+    if device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
+        return "bf16", "the processor multiplies it"
+    return "fp32", "the processor does not multiply bf16" if device.type == "cpu" else "MPS"
 
 
 def find_clips(args):
@@ -962,8 +962,24 @@ def fingerprint(clips):
     return digest.hexdigest()
 
 
+def folder(path):
+    """The folder of this name, made if it is not there."""
+    (path := Path(path)).mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_text(path, text):
+    data_prep.write_beside(path, lambda temporary: temporary.write_text(text + "\n"))
+
+
 def write_json(path, content):
-    data_prep.write_beside(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
+    write_text(path, json.dumps(content, indent=1))
+
+
+def write_tensors(path, content):
+    buffer = io.BytesIO()  # a full disk is then an OSError, as everywhere, not one of torch's own
+    torch.save(content, buffer)
+    data_prep.write_beside(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def commit():
@@ -1182,7 +1198,10 @@ def train(args):
     losses, every, asked = [], max(1, min(25, s.steps // 20)), 0
     with Stop() as stop:
         while trainer.steps_done < s.steps and not asked:
-            v, v_hat, loss = trainer.step()
+            try:
+                v, v_hat, loss = trainer.step()
+            except torch.linalg.LinAlgError:  # --rank: what is not finite has no eigenvectors
+                raise RunError(diverged(trainer.steps_done + 1, s, out)) from None
             losses.append(loss)
             step = trainer.steps_done
             # All below is looking, not learning. The host waits for the device only here; processes look together.
@@ -1245,12 +1264,8 @@ def save_checkpoint(out, s, data, log, state):
     """checkpoint.pt and log.csv, each whole or not at all. Raises RunError where something to be kept is not finite."""
     if not all(value.isfinite().all() for value in state["model"].values()):
         raise RunError(diverged(state["steps_done"], s, out))
-    content = dict(settings=asdict(s), data=data, log=log, **state)
-    buffer = io.BytesIO()  # a full disk is then an OSError, as everywhere, not one of torch's own
-    torch.save(content, buffer)
-    data_prep.write_beside(out / "checkpoint.pt", lambda temporary: temporary.write_bytes(buffer.getbuffer()))
-    lines = [LOG] + [",".join(f"{value:.6g}" for value in line) for line in log]
-    data_prep.write_beside(out / "log.csv", lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
+    write_tensors(out / "checkpoint.pt", dict(settings=asdict(s), data=data, log=log, **state))
+    write_text(out / "log.csv", "\n".join([LOG] + [",".join(f"{value:.6g}" for value in line) for line in log]))
 
 
 def resume(out, trainer, data, say):
@@ -1358,16 +1373,14 @@ def evaluate(args):
         generated = torch.from_numpy(np.stack([clip[:L] for clip in found])).to(device)
         metrics = dict(dataset=args.real, source=real.source, standin=real.standin, generated=args.generated, videos=len(found), frames=L,
                        **scores(generated, torch.from_numpy(real.videos[:, :L]).to(device), *vgg16), torch=torch.__version__, commit=commit())
-        out = Path(args.out or "runs/evaluate")
-        out.mkdir(parents=True, exist_ok=True)
+        out = folder(args.out or "runs/evaluate")
         write_json(out / "metrics.json", metrics)
         print(f"{len(found)} clips of {L} frames: MCS {metrics['mcs_note'] or format(metrics['mcs'], '.2f')}, FCS {metrics['fcs']:.3f} "
               f"(bound {metrics['fcs_bound']:.3f}); see {out / 'metrics.json'}")
         return 0
     kept, model, device = load_run(args)
     clips = clips_of_run(args, kept)
-    vgg16, out = load_vgg16(args.vgg16, device), Path(args.out or args.run)
-    out.mkdir(parents=True, exist_ok=True)
+    vgg16, out = load_vgg16(args.vgg16, device), folder(args.out or args.run)
     return report(out, model, kept["settings"], kept["data"], clips, device, kept["log"], vgg16)
 
 
@@ -1413,8 +1426,7 @@ def exchange(args):
     moments = [(data["L"] - 1) * q // 4 for q in (1, 2, 3)]
     cells = [[np.concatenate(list(video[moments].numpy()), 1) for video in model.videos(*ids_on(device, *zip(*row))).cpu()] for row in grid]
     frames = [[None if pair in seen else (220, 30, 30) for pair in row] for row in grid]
-    out = Path(args.out or args.run)
-    out.mkdir(parents=True, exist_ok=True)
+    out = folder(args.out or args.run)
     path = picture(out, "exchange.png", data["standin"])
     data_prep.sheet(cells, path, gap=4, frames=frames, row_labels=data["static_names"], column_labels=data["transient_names"])
     print(f"{rows} x {columns} pairs, {sum(frame is not None for row in frames for frame in row)} of them unseen and framed: {path}")
@@ -1440,8 +1452,7 @@ def interpolate(args):
     else:
         video = line(a - 1, b - 1, args.between).cpu()
         marks = [0 < t < len(video) - 1 for t in range(len(video))]
-    out = Path(args.out or args.run)
-    out.mkdir(parents=True, exist_ok=True)
+    out = folder(args.out or args.run)
     path, across = picture(out, "interpolation.png", data["standin"]), min(len(video), 16)
     rows = [[*video[t:t + across].numpy()] + [None] * (across - len(video[t:t + across])) for t in range(0, len(video), across)]
     frames = [[(220, 30, 30) if mark else None for mark in marks[t:t + across]] + [None] * (across - len(marks[t:t + across]))
@@ -1468,11 +1479,8 @@ def encode(args):
     real = torch.from_numpy(clip[None, :data["L"]].copy())
     z_s, z_t, label = find_codes(model, s, real)
     made = draw_codes(model, z_s, z_t, label)
-    out = Path(args.out or args.run)
-    out.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    torch.save(dict(z_s=z_s[0].cpu(), z_t=z_t[0].cpu(), label=label[0].item()), buffer)
-    data_prep.write_beside(out / "encoded.pt", lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+    out = folder(args.out or args.run)
+    write_tensors(out / "encoded.pt", dict(z_s=z_s[0].cpu(), z_t=z_t[0].cpu(), label=label[0].item()))
     path, columns = picture(out, "encoded.png", data["standin"]), spread(data["L"], 8)
     data_prep.sheet([real[0][columns].numpy(), made[0][columns].numpy()], path, row_labels=["input", "encoded"])
     data_prep.write_gif(torch.cat([real[0], made[0]], 2).numpy(), path.with_suffix(".gif"))
@@ -1511,8 +1519,7 @@ def ablate(args):
     if args.generated_clips < 1:
         raise RunError(f"--generated-clips {args.generated_clips}: at least 1 is needed")
     refuse_parts(args)
-    vgg16, out = load_vgg16(args.vgg16, device), Path(args.out or f"runs/ablation-{Path(args.dataset).stem}")
-    out.mkdir(parents=True, exist_ok=True)
+    vgg16, out = load_vgg16(args.vgg16, device), folder(args.out or f"runs/ablation-{Path(args.dataset).stem}")
     real, results = torch.from_numpy(clips.videos).to(device), {}
     for run in range(args.seeds):
         for name, (_, changes) in ABLATION.items():
@@ -1565,13 +1572,13 @@ def ablate(args):
         verdicts.append(dict(measure=key, better=better, worse=worse, holds=holds))
         said = {None: "not measured", True: "so have we", False: "we have not"}.get(holds, "our seeds disagree")
         lines += [""] * (len(verdicts) == 1) + [f"- {key.upper()}: the paper has {better} better than {worse}; {said}"]
-    text = "\n".join(lines) + "\n"
-    data_prep.write_beside(out / "ablation.md", lambda temporary: temporary.write_text(text))
+    text = "\n".join(lines)
+    write_text(out / "ablation.md", text)
     write_json(out / "ablation.json", dict(source=clips.source, standin=clips.standin, settings=asdict(base), seeds=args.seeds,
                                            ours=results, paper=paper, orderings=verdicts, device=str(device), torch=str(torch.__version__),
                                            commit=commit()))
     (out / "ablation-so-far.json").unlink()
-    print(text + f"see {out}")
+    print(f"{text}\nsee {out}")
     return 0
 
 
@@ -1687,7 +1694,7 @@ def bench_recipes(args, clips, row, device, looks=16):
                   flush=True)
             if trainer.steps_done == s.steps:
                 break
-    data_prep.write_beside(out / "bench.csv", lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
+    write_text(out / "bench.csv", "\n".join(lines))
     data_prep.chart(picture(out, "bench.png", clips.standin), curves, f"seconds of training; {clips.source.split(':')[0][:60]}", "PSNR, dB")
     print(f"{device}: {picture(out, 'bench.png', clips.standin)} and bench.csv")
     return 0

@@ -810,8 +810,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
     done = run(*toy, "--steps", 20, "--out", tmp_path / "run", "--resume")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "step 9" in done.stderr and "learning rate" in done.stderr
     assert (tmp_path / "run/checkpoint.pt").read_bytes() == poisoned != good
-    done = run(*toy, "--steps", 40, "--out", tmp_path / "wild", "--lr-G", "1e38")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "not finite at step" in done.stderr
+    for wild in (["--lr-G", "1e38"], ["--rank", "2", "--lr-Z", "1e38"]):
+        done = run(*toy, "--steps", 40, "--out", tmp_path / "wild", *wild)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "not finite at step" in done.stderr
+
+
+@pytest.mark.parametrize("amx, avx512, precision", [(False, False, "fp32"), (True, False, "bf16"), (False, True, "bf16")])
+def test_precision_is_what_the_processor_multiplies(monkeypatch, amx, avx512, precision):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert nav.choose_precision("auto", torch.device("cpu"))[0] == precision
+    assert nav.choose_precision("fp32", torch.device("cpu"))[0] == "fp32"
 
 
 # ---- nav: bad input --------------------------------------------------------------------------------------------------
