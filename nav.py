@@ -1010,7 +1010,7 @@ def read_checkpoint(folder, device="cpu"):
 
 def open_run_folder(out, resume):
     """Make the run folder; what an earlier run left there is moved into earlier-1, earlier-2, ... Raises RunError."""
-    out.mkdir(parents=True, exist_ok=True)
+    folder(out)
     left = [out / name for name in ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "encoded.pt", "ablation.md", "ablation.json")]
     left += [path for name in ("reconstructions", "samples", "exchange", "encoded", "interpolation")
              for path in out.glob(f"{name}*.[pg][ni][gf]")]
@@ -1406,7 +1406,7 @@ def sample(args):
         nearest = torch.cdist(videos.float().flatten(1), real.float().flatten(1)).argmin(1)
         rows = [row for v, j in zip(videos, nearest) for row in (v[columns].numpy(), real[j][columns].numpy())]
         labels = ["new", "nearest real"] * args.count
-    out.mkdir(parents=True, exist_ok=True)
+    folder(out)
     data_prep.sheet(rows, picture(out, "samples.png", data["standin"]), row_labels=labels)
     show_gif(picture(out, "samples.gif", data["standin"]), videos)
     print(f"{args.count} videos: {picture(out, 'samples.png', data['standin'])} and .gif")
@@ -1669,8 +1669,7 @@ def bench_recipes(args, clips, row, device, looks=16):
         raise RunError(f"--seconds {args.seconds:g}: 1 to 1,000,000")
     shown = spread(len(clips.names), 64)
     real, ids = torch.from_numpy(clips.videos[shown]).to(device), ids_on(device, clips.static_id[shown], clips.transient_id[shown])
-    out, curves, lines = Path(args.out or f"runs/bench-{Path(args.dataset).stem}"), {}, ["recipe,seconds,steps,psnr"]
-    out.mkdir(parents=True, exist_ok=True)
+    out, curves, lines = folder(args.out or f"runs/bench-{Path(args.dataset).stem}"), {}, ["recipe,seconds,steps,psnr"]
     for recipe in ("fast", "paper"):
         s, _ = choose_settings(argparse.Namespace(**{**vars(args), "recipe": recipe}), row, clips, device)
         if recipe == "fast" and args.steps is None:  # as many steps as its schedule has time for
