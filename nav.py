@@ -85,7 +85,7 @@ TABLE_6 = {  # data set: the codes and losses, then the paper's own rates and it
     "golf": (dict(D_s=56, D_t=200, lambda_s=0.01, lambda_t=0.01, alpha=2, levels=4),
              dict(lr_G=0.1, lr_R=0.1, lr_Z=12.5), 10 * 1000),
 }
-FAST_STEPS = {"chair": 2650, "weizmann": 2250, "golf": 2650}  # five minutes on two cores
+FAST_STEPS = {"chair": 2650, "weizmann": 2250, "golf": 2650}  # two to five minutes on two cores
 HIDDEN = 500  # units of the GRU (Sec. 4.2)
 BATCH_STATISTICS = 0.1  # fast recipe: G's norms see their batch in this share of the steps, at least 100, then keep what they know
 FOCUS = 3.0  # fast recipe: a clip of twice the mean loss comes 2^FOCUS times as often (Batches)
@@ -158,35 +158,6 @@ class Dictionary(nn.Module):
         self.z[ids] = self.project(self.z[ids] - lr * step)
 
 
-def principal_components(x, k):
-    """PCA of rows x [n, d] -> [n, k], the longest row scaled to 0.9; zeros where d < k."""
-    x = (x - x.mean(0)).double()
-    directions = torch.linalg.eigh(x.T @ x)[1].flip(1)[:, :k]                           # (d, k), the largest first
-    y = x @ directions
-    return F.pad(y * (0.9 / y.norm(dim=1).max().clamp(min=1e-9)), (0, k - y.shape[1])).float()
-
-
-def codes_from_clips(clips, D_s, D_t):
-    """First codes for the fast recipe: PCA of what stands still and of what moves, on frames of 8 x 8.
-
-    z_s [rows, D_s] from the mean frame of a row's clips, z_t [rows, L, D_t] from its frames less their clip's mean: like
-    clips and like frames start close together, and G need not learn a table of random codes by heart."""
-    N, L, H = clips.videos.shape[:3]
-    small = torch.empty(N, L, 192)
-    for v, out in zip(clips.videos, small):  # clip by clip: the frames as floats may be more than the memory holds
-        out.copy_(F.avg_pool2d(unit_frames(torch.from_numpy(v)), H // 8).flatten(1))
-    mean = small.mean(1)                                                                # (N, 192)
-
-    def of_rows(ids, names, values):  # the mean over the clips that share a row
-        ids = torch.from_numpy(ids)
-        total = torch.zeros(len(names), *values.shape[1:]).index_add_(0, ids, values)
-        return total / torch.bincount(ids, minlength=len(names)).clamp(min=1).view(-1, *[1] * (values.ndim - 1))
-
-    still = of_rows(clips.static_id, clips.static_names, mean)                          # (static rows, 192)
-    moves = of_rows(clips.transient_id, clips.transient_names, small - mean[:, None])   # (transient rows, L, 192)
-    return principal_components(still, D_s), principal_components(moves.flatten(0, 1), D_t).unflatten(0, (-1, L))
-
-
 # ---- the networks R and G (Sec. 3, 4.2) ------------------------------------------------------------------------------
 
 
@@ -200,37 +171,6 @@ class Recurrent(nn.Module):
 
     def forward(self, z_t):
         return self.out(gru(self.gru, z_t))
-
-
-class SumOverRanks(torch.autograd.Function):
-    """The sum of a tensor over the processes; so is the gradient's way back."""
-
-    @staticmethod
-    def forward(ctx, x):
-        dist.all_reduce(total := x.clone())
-        return total
-
-    @staticmethod
-    def backward(ctx, grad):
-        return SumOverRanks.forward(ctx, grad)
-
-
-class Norm(nn.BatchNorm2d):
-    """Batch norm over the frames of all processes (each has equally many; PyTorch's own is for GPUs only)."""
-
-    def forward(self, x):
-        count = ranks()[1]
-        if not self.training or count == 1:
-            return super().forward(x)
-        y = x.float()
-        mean, square = SumOverRanks.apply(torch.stack([y.mean((0, 2, 3)), y.square().mean((0, 2, 3))])) / count
-        var, n = (square - mean * mean).clamp(min=0), count * x.numel() // x.shape[1]
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * n / (n - 1), self.momentum)
-            self.num_batches_tracked += 1
-        scale = self.weight * (var + self.eps).rsqrt()
-        return (y * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
 
 
 class Generator(nn.Module):
@@ -247,7 +187,7 @@ class Generator(nn.Module):
         self.code = nn.Linear(D, 16 * (channels[0] - label_channels), bias=False)      # a transposed convolution of 1 x 1
         if labels:
             self.label = nn.Linear(labels, 16 * label_channels, bias=False)
-        layers = [Norm(channels[0]), nn.ReLU(inplace=True)]
+        layers = [Norm(channels[0]), nn.ReLU(inplace=True)]                             # Norm: batch norm, over all processes
         for c_in, c_out in zip(channels, channels[1:]):                                 # each doubles the side
             layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False), Norm(c_out), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1), nn.Tanh())
@@ -381,81 +321,6 @@ class Batches:
         return True
 
 
-# ---- several processes (torchrun) ------------------------------------------------------------------------------------
-
-
-def join_ranks(device):
-    """Meet the processes that torchrun started beside this one: over NCCL on GPUs, gloo on CPUs. Nothing to do without them."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        if device.type == "mps":
-            raise RunError("several processes run on cuda or cpu: add --device cpu")
-        try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=5))
-        except (ValueError, RuntimeError) as error:
-            raise RunError(f"the processes did not meet ({one_line(error)[:120]}); start them with torchrun") from None
-
-
-def ranks():
-    """(number of this process, how many there are): (0, 1) unless torchrun started it."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def deal_out(model, clips):
-    """This process's clips, every K-th of them, and what lives here: {"z_s": rows} where each clip has a row of its own.
-
-    Cuts the model's dictionaries down to these rows: a device holds the codes of its own clips alone."""
-    (rank, count), N, own = ranks(), len(clips.names), {}
-    if count == 1:
-        return clips, own
-    for tensor in model.state_dict().values():  # the same start everywhere, to the bit, on other processors too
-        dist.broadcast(tensor, 0)
-    alone = [kind for kind in ("static", "transient") if len(set(getattr(clips, f"{kind}_id"))) == len(getattr(clips, f"{kind}_names")) == N]
-    clips = subset(clips, range(rank, N, count))
-    for kind in alone:
-        if kind == "static" or not model.G.labels:  # a label is the number of its row among all
-            own[f"z_{kind[0]}"] = torch.from_numpy(np.unique(getattr(clips, f"{kind}_id")))
-            clips = compact(clips, [kind])
-    for name, rows in own.items():
-        getattr(model, name).keep(rows)
-    return clips, own
-
-
-def sum_over_ranks(model, codes=(), losses=None):
-    """Adds up, in one message, what the processes found in their shares of a step: gradients, in place, and codes
-    [(dictionary, rows, grad)], returned; losses become their mean."""
-    _, count = ranks()
-    if count == 1:
-        return codes
-    sums = [p.grad for p in model.parameters() if p.grad is not None]
-    tables = {}  # rows that several processes use: a table of all of them, and how many used each
-    for dictionary, rows, grad in codes:
-        if not dictionary.own:
-            table = grad.new_zeros(len(dictionary.z), grad[0].numel() + 1)
-            tables[dictionary] = table.index_add_(0, rows, F.pad(grad.flatten(1), (0, 1), value=1.0))
-    parts = [*sums, *tables.values(), *([] if losses is None else [losses])]
-    total = torch.cat([part.flatten() for part in parts])
-    dist.all_reduce(total)
-    for part, value in zip(parts, total.split([part.numel() for part in parts])):
-        part.copy_(value.view(part.shape))
-    if losses is not None:
-        losses.div_(count)
-    summed = []
-    for dictionary, rows, grad in codes:
-        if dictionary in tables:
-            rows = tables[dictionary][:, -1].nonzero().flatten()
-            grad = tables[dictionary][rows, :-1].unflatten(1, grad.shape[1:])
-        summed.append((dictionary, rows, grad))
-    return summed
-
-
-def gather_from_ranks(thing):
-    """[the thing of process 0, of 1, ...] in every process."""
-    things = [thing]
-    if ranks()[1] > 1:
-        dist.all_gather_object(things := [None] * ranks()[1], thing)
-    return things
-
-
 # ---- training (Eq. 3, 4 and 6) ---------------------------------------------------------------------------------------
 
 
@@ -479,48 +344,10 @@ def forward_and_back(model, s, weight, batch, z_s, z_t, which, triplet=True):
     return v_hat.detach(), l, torch.stack([(l * weight).sum() / B + s.lambda_t * l_triplet, l.mean(), l_triplet])
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose every update of a matrix has equal singular values (Jordan et al., 2024): no direction lags behind.
-
-    For weights [c_in, c_out, 4, 4], taken as matrices [c_in, 16 * c_out]: the update is (m m^T)^(-1/2) x, of momentum m
-    and the gradient x looking ahead. `refresh` finds that root anew in every eighth step only. An element moves by about
-    lr (root mean square), as under Adam."""
-
-    def __init__(self, weights, lr, momentum=0.8):
-        super().__init__(weights, dict(lr=lr, momentum=momentum))
-        for w in self.param_groups[0]["params"]:
-            self.state[w].update(m=torch.zeros_like(w), root=torch.eye(len(w), device=w.device))
-
-    @staticmethod
-    def matrix(w):  # [c_in, 16 * c_out], as it lies in memory, scaled to norm 1
-        x = w.permute(0, 2, 3, 1).flatten(1)
-        return x / x.norm().clamp(min=1e-9)
-
-    @torch.no_grad()
-    def step(self):
-        group = self.param_groups[0]
-        for w in group["params"]:
-            c_in, c_out, *kernel = w.shape
-            m = self.state[w]["m"].mul_(group["momentum"]).add_(w.grad)
-            x = self.state[w]["root"] @ self.matrix(w.grad + group["momentum"] * m)
-            x = x.view(c_in, *kernel, c_out).permute(0, 3, 1, 2)
-            w.addcmul_(x, group["lr"], value=-max(c_in, 16 * c_out) ** 0.5)
-
-    @torch.no_grad()
-    def refresh(self):
-        """root = (m m^T)^(-1/2), m scaled to norm 1, by three Newton-Schulz steps: polynomials of the small matrix m m^T."""
-        for w in self.param_groups[0]["params"]:
-            x, one = self.matrix(self.state[w]["m"]), torch.eye(len(w), device=w.device)
-            gram, root = x @ x.T, one
-            for _ in range(3):
-                p = 3.4445 * one - 4.7750 * gram + 2.0315 * gram @ gram
-                root, gram = root @ p, gram @ p @ p
-            self.state[w]["root"].copy_(root)
-
-
 class Trainer:
     """Eq. 6 on its way down: the model, its optimisers, the order of the clips, and how far it is.
 
+    Muon, the schedule and the first codes of the fast recipe stand below it, and so does what several processes share.
     `state` is all of it; a trainer that takes it up with `restore` goes on bit for bit (on CPU). Among several processes
     each has its share of the clips and of every step, and the rows of codes that no clip of another one uses."""
 
@@ -656,9 +483,186 @@ class Trainer:
         return self.batches.restore(state["batches"], self.s.seed + self.steps_done)
 
 
+# ---- the fast recipe's parts -----------------------------------------------------------------------------------------
+
+
 def schedule(step, steps, warm_up=50):
     """The fast recipe's rates: a short linear warm-up, all of them for half the steps, then a line to zero. A factor in (0, 1]."""
     return min(1.0, (step + 1) / warm_up, 2 * (1 - step / steps))
+
+
+def principal_components(x, k):
+    """PCA of rows x [n, d] -> [n, k], the longest row scaled to 0.9; zeros where d < k."""
+    x = (x - x.mean(0)).double()
+    directions = torch.linalg.eigh(x.T @ x)[1].flip(1)[:, :k]                           # (d, k), the largest first
+    y = x @ directions
+    return F.pad(y * (0.9 / y.norm(dim=1).max().clamp(min=1e-9)), (0, k - y.shape[1])).float()
+
+
+def codes_from_clips(clips, D_s, D_t):
+    """First codes for the fast recipe: PCA of what stands still and of what moves, on frames of 8 x 8.
+
+    z_s [rows, D_s] from the mean frame of a row's clips, z_t [rows, L, D_t] from its frames less their clip's mean: like
+    clips and like frames start close together, and G need not learn a table of random codes by heart."""
+    N, L, H = clips.videos.shape[:3]
+    small = torch.empty(N, L, 192)
+    for v, out in zip(clips.videos, small):  # clip by clip: the frames as floats may be more than the memory holds
+        out.copy_(F.avg_pool2d(unit_frames(torch.from_numpy(v)), H // 8).flatten(1))
+    mean = small.mean(1)                                                                # (N, 192)
+
+    def of_rows(ids, names, values):  # the mean over the clips that share a row
+        ids = torch.from_numpy(ids)
+        total = torch.zeros(len(names), *values.shape[1:]).index_add_(0, ids, values)
+        return total / torch.bincount(ids, minlength=len(names)).clamp(min=1).view(-1, *[1] * (values.ndim - 1))
+
+    still = of_rows(clips.static_id, clips.static_names, mean)                          # (static rows, 192)
+    moves = of_rows(clips.transient_id, clips.transient_names, small - mean[:, None])   # (transient rows, L, 192)
+    return principal_components(still, D_s), principal_components(moves.flatten(0, 1), D_t).unflatten(0, (-1, L))
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose every update of a matrix has equal singular values (Jordan et al., 2024): no direction lags behind.
+
+    For weights [c_in, c_out, 4, 4], taken as matrices [c_in, 16 * c_out]: the update is (m m^T)^(-1/2) x, of momentum m
+    and the gradient x looking ahead. `refresh` finds that root anew in every eighth step only. An element moves by about
+    lr (root mean square), as under Adam."""
+
+    def __init__(self, weights, lr, momentum=0.8):
+        super().__init__(weights, dict(lr=lr, momentum=momentum))
+        for w in self.param_groups[0]["params"]:
+            self.state[w].update(m=torch.zeros_like(w), root=torch.eye(len(w), device=w.device))
+
+    @staticmethod
+    def matrix(w):  # [c_in, 16 * c_out], as it lies in memory, scaled to norm 1
+        x = w.permute(0, 2, 3, 1).flatten(1)
+        return x / x.norm().clamp(min=1e-9)
+
+    @torch.no_grad()
+    def step(self):
+        group = self.param_groups[0]
+        for w in group["params"]:
+            c_in, c_out, *kernel = w.shape
+            m = self.state[w]["m"].mul_(group["momentum"]).add_(w.grad)
+            x = self.state[w]["root"] @ self.matrix(w.grad + group["momentum"] * m)
+            x = x.view(c_in, *kernel, c_out).permute(0, 3, 1, 2)
+            w.addcmul_(x, group["lr"], value=-max(c_in, 16 * c_out) ** 0.5)
+
+    @torch.no_grad()
+    def refresh(self):
+        """root = (m m^T)^(-1/2), m scaled to norm 1, by three Newton-Schulz steps: polynomials of the small matrix m m^T."""
+        for w in self.param_groups[0]["params"]:
+            x, one = self.matrix(self.state[w]["m"]), torch.eye(len(w), device=w.device)
+            gram, root = x @ x.T, one
+            for _ in range(3):
+                p = 3.4445 * one - 4.7750 * gram + 2.0315 * gram @ gram
+                root, gram = root @ p, gram @ p @ p
+            self.state[w]["root"].copy_(root)
+
+
+# ---- several processes (torchrun) ------------------------------------------------------------------------------------
+
+
+def join_ranks(device):
+    """Meet the processes that torchrun started beside this one: over NCCL on GPUs, gloo on CPUs. Nothing to do without them."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if device.type == "mps":
+            raise RunError("several processes run on cuda or cpu: add --device cpu")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=5))
+        except (ValueError, RuntimeError) as error:
+            raise RunError(f"the processes did not meet ({one_line(error)[:120]}); start them with torchrun") from None
+
+
+def ranks():
+    """(number of this process, how many there are): (0, 1) unless torchrun started it."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def deal_out(model, clips):
+    """This process's clips, every K-th of them, and what lives here: {"z_s": rows} where each clip has a row of its own.
+
+    Cuts the model's dictionaries down to these rows: a device holds the codes of its own clips alone."""
+    (rank, count), N, own = ranks(), len(clips.names), {}
+    if count == 1:
+        return clips, own
+    for tensor in model.state_dict().values():  # the same start everywhere, to the bit, on other processors too
+        dist.broadcast(tensor, 0)
+    alone = [kind for kind in ("static", "transient") if len(set(getattr(clips, f"{kind}_id"))) == len(getattr(clips, f"{kind}_names")) == N]
+    clips = subset(clips, range(rank, N, count))
+    for kind in alone:
+        if kind == "static" or not model.G.labels:  # a label is the number of its row among all
+            own[f"z_{kind[0]}"] = torch.from_numpy(np.unique(getattr(clips, f"{kind}_id")))
+            clips = compact(clips, [kind])
+    for name, rows in own.items():
+        getattr(model, name).keep(rows)
+    return clips, own
+
+
+def sum_over_ranks(model, codes=(), losses=None):
+    """Adds up, in one message, what the processes found in their shares of a step: gradients, in place, and codes
+    [(dictionary, rows, grad)], returned; losses become their mean."""
+    _, count = ranks()
+    if count == 1:
+        return codes
+    sums = [p.grad for p in model.parameters() if p.grad is not None]
+    tables = {}  # rows that several processes use: a table of all of them, and how many used each
+    for dictionary, rows, grad in codes:
+        if not dictionary.own:
+            table = grad.new_zeros(len(dictionary.z), grad[0].numel() + 1)
+            tables[dictionary] = table.index_add_(0, rows, F.pad(grad.flatten(1), (0, 1), value=1.0))
+    parts = [*sums, *tables.values(), *([] if losses is None else [losses])]
+    total = torch.cat([part.flatten() for part in parts])
+    dist.all_reduce(total)
+    for part, value in zip(parts, total.split([part.numel() for part in parts])):
+        part.copy_(value.view(part.shape))
+    if losses is not None:
+        losses.div_(count)
+    summed = []
+    for dictionary, rows, grad in codes:
+        if dictionary in tables:
+            rows = tables[dictionary][:, -1].nonzero().flatten()
+            grad = tables[dictionary][rows, :-1].unflatten(1, grad.shape[1:])
+        summed.append((dictionary, rows, grad))
+    return summed
+
+
+def gather_from_ranks(thing):
+    """[the thing of process 0, of 1, ...] in every process."""
+    things = [thing]
+    if ranks()[1] > 1:
+        dist.all_gather_object(things := [None] * ranks()[1], thing)
+    return things
+
+
+class SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over the processes; so is the gradient's way back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        dist.all_reduce(total := x.clone())
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        return SumOverRanks.forward(ctx, grad)
+
+
+class Norm(nn.BatchNorm2d):
+    """Batch norm over the frames of all processes (each has equally many; PyTorch's own is for GPUs only)."""
+
+    def forward(self, x):
+        count = ranks()[1]
+        if not self.training or count == 1:
+            return super().forward(x)
+        y = x.float()
+        mean, square = SumOverRanks.apply(torch.stack([y.mean((0, 2, 3)), y.square().mean((0, 2, 3))])) / count
+        var, n = (square - mean * mean).clamp(min=0), count * x.numel() // x.shape[1]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (var + self.eps).rsqrt()
+        return (y * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
 
 
 # ---- measures (Sec. 4.2) ---------------------------------------------------------------------------------------------
@@ -1274,9 +1278,11 @@ def resume(out, trainer, data, say):
     asked, had = dict(asdict(trainer.s), clips=data["fingerprint"]), dict(asdict(kept["settings"]), clips=kept["data"]["fingerprint"])
     for name in asked:
         if asked[name] != had[name]:
-            as_before = f", with --{name.replace('_', '-')} {had[name]}" * (name in ("width", "batch", "per_clip", "precision"))  # a GPU's defaults are others
+            repeat = "repeat the first command"
+            if name in ("width", "batch", "per_clip", "precision"):  # the same command means others on a GPU
+                repeat += f", with --{name.replace('_', '-')} {had[name]}"
             raise RunError(f"--resume: {out}/checkpoint.pt was made with {name} {str(had[name])[:12]}, now it is {str(asked[name])[:12]}: "
-                           f"repeat the first command{as_before}, or train afresh with another --out")
+                           f"{repeat}, or train afresh with another --out")
     try:
         if not trainer.restore(kept):
             say(f"the checkpoint was made by {len(kept['batches'])} processes on {kept['data']['trained_on']['device']}: from here on the "
@@ -1689,8 +1695,8 @@ def bench_recipes(args, clips, row, device, looks=16):
             curve[0].append(seconds)
             curve[1].append(psnr(trainer.model.videos(*ids), real).mean().item())
             lines.append(f"{recipe},{seconds:.1f},{trainer.steps_done},{curve[1][-1]:.2f}")
-            print(f"{recipe:5}  {seconds:6.1f} s  {trainer.steps_done:6} updates  {trainer.steps_done / seconds:6.1f} a second  {curve[1][-1]:5.2f} dB",
-                  flush=True)
+            print(f"{recipe:5}  {seconds:6.1f} s  {trainer.steps_done:6} updates  {trainer.steps_done / seconds:6.1f} a second  "
+                  f"{curve[1][-1]:5.2f} dB", flush=True)
             if trainer.steps_done == s.steps:
                 break
     write_text(out / "bench.csv", "\n".join(lines))
@@ -1730,7 +1736,8 @@ def parse(argv):
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: cuda, then mps, then cpu")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the generator; auto: bf16 where it is faster")
     add("--seed", type=int, help="of everything drawn at random (default: 0)")
-    add("--no-graph", dest="graph", action="store_false", help="on a GPU: launch a step's kernels one by one, not as one CUDA graph (as with --rank and among processes)")
+    add("--no-graph", dest="graph", action="store_false",
+        help="on a GPU: launch a step's kernels one by one, not as one CUDA graph (as with --rank and among processes)")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--checkpoint-every", type=float, default=20, metavar="SECONDS", help="between checkpoints")
     add("--vgg16", metavar="PATH", help="weights for the MCS; `download` fetches torchvision's (528 MB); default: torch hub's cache")

@@ -38,13 +38,11 @@ def _why_torch(device):
         return "NAV_KERNELS=torch"
     if not _HAS_TRITON:
         reason = "triton is not installed"
-    elif device.type == "cuda" and not _INTERPRETED:
+    elif _INTERPRETED and (device.type == "cuda" or device.type == "cpu" and forced):
+        reason = None
+    elif device.type == "cuda":
         old = torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
         reason = "the kernels need a GPU of compute capability 8.0" if old else _cannot_launch()
-    elif device.type == "cuda":
-        reason = None
-    elif device.type == "cpu" and _INTERPRETED and forced:
-        reason = None
     else:
         reason = f"the device is {device.type}"
     if reason and forced:
