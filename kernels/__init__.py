@@ -2,8 +2,9 @@
 
     from kernels import laplacian_l1, laplacian_l1_with_grad, triplet_margin, backend
 
-Triton computes them for CUDA tensors of the shapes that the kernels cover, PyTorch everywhere else. The environment
-variable NAV_KERNELS=torch or NAV_KERNELS=triton forces either; what Triton cannot do is then an error.
+Triton computes them for CUDA tensors of the shapes that the kernels cover, PyTorch everywhere else. The
+environment variable NAV_KERNELS=torch or NAV_KERNELS=triton forces either; what Triton cannot do is then an
+error.
 """
 import importlib.util
 import os
@@ -51,7 +52,7 @@ def _why_torch(device):
 
 
 def use_triton(name, device, not_covered):
-    """Whether the operation `name` runs in Triton. not_covered: None, or what of its input the kernel cannot do.
+    """Whether the operation `name` runs in Triton. not_covered: None, or what of its input the kernel cannot.
 
     The first time that this sends a CUDA tensor to PyTorch, one line on standard error says why.
     """

@@ -5,9 +5,9 @@ With x_t the input, h_t the state and . the product element by element:
     r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)        z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
     n = tanh(W_in x + b_in + r . (W_hn h + b_hn))     h' = n + z . (h - n)
 
-What autograd does 16 times for 16 frames is done once: the products with x, and above all dW_hh, the sum over t of the
-outer products of what flows back into the gates with h. Only the two products with W_hh itself remain in the loops.
-A GPU keeps nn.GRU (cuDNN).
+What autograd does 16 times for 16 frames is done once: the products with x, and above all dW_hh, the sum over
+t of the outer products of what flows back into the gates with h. Only the two products with W_hh itself
+remain in the loops. A GPU keeps nn.GRU (cuDNN).
 """
 import torch
 
@@ -17,7 +17,7 @@ class _GRU(torch.autograd.Function):
     def forward(ctx, x, w_ih, w_hh, b_ih, b_hh):
         (B, T, _), H = x.shape, w_hh.shape[1]
         from_x = torch.addmm(b_ih, x.transpose(0, 1).flatten(0, 1), w_ih.t()).view(T, B, 3 * H)
-        h = x.new_zeros(T + 1, B, H)                                                    # h[t]: the state before frame t
+        h = x.new_zeros(T + 1, B, H)  # h[t]: the state before frame t
         rz, n, hn = x.new_empty(T, B, 2 * H), x.new_empty(T, B, H), x.new_empty(T, B, H)
         for t in range(T):
             from_h = torch.addmm(b_hh, h[t], w_hh.t())
@@ -35,7 +35,7 @@ class _GRU(torch.autograd.Function):
         (B, T, _), H = x.shape, w_hh.shape[1]
         r, z = rz.chunk(2, 2)
         to_n, to_z, to_r = (1 - z) * (1 - n * n), (h[:-1] - n) * z * (1 - z), hn * r * (1 - r)
-        at_x, at_h = x.new_empty(T, B, 3 * H), x.new_empty(T, B, 3 * H)                # what reaches the gates' sums
+        at_x, at_h = x.new_empty(T, B, 3 * H), x.new_empty(T, B, 3 * H)  # what reaches the gates' sums
         dh = x.new_zeros(B, H)
         for t in reversed(range(T)):
             dh = dh + dh_out[:, t]
@@ -47,12 +47,12 @@ class _GRU(torch.autograd.Function):
             at_h[t, :, 2 * H:] *= r[t]
             dh = torch.addmm(dh * z[t], at_h[t], w_hh)
         at_x, at_h, inputs = at_x.flatten(0, 1), at_h.flatten(0, 1), x.transpose(0, 1).flatten(0, 1)
-        return ((at_x @ w_ih).view(T, B, -1).transpose(0, 1), at_x.t() @ inputs, at_h.t() @ h[:-1].flatten(0, 1),
-                at_x.sum(0), at_h.sum(0))
+        dx = (at_x @ w_ih).view(T, B, -1).transpose(0, 1)
+        return dx, at_x.t() @ inputs, at_h.t() @ h[:-1].flatten(0, 1), at_x.sum(0), at_h.sum(0)
 
 
 def gru(layer, x):
-    """The states of a one-layer, batch-first nn.GRU, from a zero state: x [B, T, D] -> [B, T, H], differentiable."""
+    """The states of a one-layer, batch-first nn.GRU from a zero state: x [B, T, D] -> [B, T, H]."""
     if x.device.type != "cpu":
         return layer(x)[0]
     return _GRU.apply(x, layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)

@@ -1,28 +1,30 @@
 """Laplacian-pyramid L1 between frames: l_rec and l_static of Eq. 6.
 
-The difference D = pred - target goes through one pyramid (the pyramid is linear, so that of the difference is enough):
+The difference D = pred - target goes through one pyramid (it is linear, so that of the difference is enough):
 
     G_0 = D                                     one channel of one frame, H x W: a plane
-    L_l = G_l - K G_l K^T                       the band of level l = 0 .. n-1; K blurs: [1 4 6 4 1]/16, edges repeated
+    L_l = G_l - K G_l K^T                       the band of level l < n; K: [1 4 6 4 1]/16, edges repeated
     G_{l+1} = A G_l A^T                         A = P K: blur, then the mean of each pair of pixels
     L_n = G_n                                   the last band is what is left
     loss = sum over l = 0 .. n of mean |L_l|    the mean over C, H_l, W_l
 
-Its gradient is the same walk backwards. With s_l = sign(L_l), 0 at 0, and h_l = dloss/dG_l in units of 1/(C H_l W_l):
+Its gradient is the same walk backwards. With s_l = sign(L_l), 0 at 0, and h_l = dloss/dG_l in units of
+1/(C H_l W_l):
 
     h_n = s_n
-    h_l = s_l - K^T s_l K + 4 A^T h_{l+1} A     4 is the ratio of the levels' pixels (a little more for odd sides)
+    h_l = s_l - K^T s_l K + 4 A^T h_{l+1} A     4: the ratio of the levels' pixels (more for odd sides)
     dloss/dD = h_0 / (C H W)
 
 K and A are small banded matrices, so a level is a handful of matrix products, in PyTorch and in Triton alike.
 
-Bytes per pixel and channel, p for pred's (fp32 4, bf16 2), t for target's (uint8 1); a bf16 pred and uint8 target:
-    laplacian_l1_with_grad    p + t + p: read pred, read target, write the gradient                            5
-    laplacian_l1              p + t, and once more with the gradient in backward, 3p + 2t together             8
-      had forward kept the gradient, backward would read and write it again: 4p + t                            9
+Bytes per pixel and channel, p for pred's (fp32 4, bf16 2), t for target's (uint8 1); a bf16 pred and uint8:
+    laplacian_l1_with_grad    p + t + p: read pred, read target, write the gradient                    5
+    laplacian_l1              p + t, and once more with the gradient in backward, 3p + 2t together     8
+      had forward kept the gradient, backward would read and write it again: 4p + t                    9
 """
 from contextlib import nullcontext
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -35,11 +37,11 @@ except ImportError:  # macOS, Windows
     triton = None
 
 
-# ---- torch: the reference, and the path on CPU ---------------------------------------------------------------------
+# ---- torch: the reference, and the path on CPU -------------------------------------------------------------
 
 @lru_cache(maxsize=64)
 def _matrices(side, dtype, device):
-    """K [side, side], its row i the taps around pixel i, and A = P K [side // 2, side]; exact in every dtype."""
+    """K [side, side], its row i the taps around pixel i, A = P K [side // 2, side]; exact in every dtype."""
     rows = torch.arange(side)
     k = torch.zeros(side, side, dtype=torch.float64)
     for offset, tap in zip(range(-2, 3), (1.0, 4.0, 6.0, 4.0, 1.0)):
@@ -58,7 +60,8 @@ def _torch_path(pred, target, weight, levels):
     with torch.no_grad(), torch.autocast(pred.device.type, enabled=False):
         if target.dtype == torch.uint8:
             target = (target.to(dtype) / 127.5).sub_(1)
-        g = torch.sub(pred, target, out=torch.empty(pred.shape, dtype=dtype, device=pred.device)).flatten(0, 1)
+        g = torch.empty(pred.shape, dtype=dtype, device=pred.device)
+        g = torch.sub(pred, target, out=g).flatten(0, 1)
         losses, signs = 0, []
         for _ in range(levels):  # g: G_l [N C, H, W]
             (kh, ah), (kw, aw) = (_matrices(side, dtype, g.device) for side in g.shape[1:])
@@ -81,98 +84,179 @@ def _torch_path(pred, target, weight, levels):
         return losses, torch.mul(h.view(pred.shape), scale, out=torch.empty_like(pred))
 
 
-# ---- Triton: one program per plane, the whole pyramid and its way back on chip ---------------------------------------
-# Tensor cores multiply bf16, so a float is cut into bf16 terms, x = x_1 + x_2 + x_3, and each is multiplied: three hold
-# all 24 bits of an fp32, two hold 16. K, A and the signs are exact in one.
+# ---- Triton: one program a plane or a frame, the whole pyramid and its way back on chip --------------------
+# Tensor cores multiply 16-bit floats, so an fp32 is cut into terms, x = x_1 + x_2 + x_3, each multiplied:
+# three bf16 terms hold all of its 24 bits, two hold 16; one fp16 term holds 11, of numbers up to 65,504. K, A
+# and the signs are exact in one. Beside the form above, `products`, there are two with fewer of them:
 #
-# Not timed on a GPU. Chosen by what they compile to, sm_90, 64 x 64, 4 levels, 4 warps, uint8 target, pred bf16 | fp32,
-# plane after plane (as training has it, channels_last: this file 178 | 180 registers, no spill, Triton 3.9):
-#                                                         registers    spill, bytes    instructions    barriers
-#   both sides by products, bf16 terms (this file)         179 | 189        0 | 0       3012 | 3857     84 | 108
-#   the same, 4 planes in a loop per program               255 | 255       48 | 64      2802 | 3493     78 | 98
-#   the same in tf32, one term | two, signs as int8        255 | 254       16 | 16      3341 | 4805     53 | 61
-#   level 0's vertical blur by shifted row loads           223 | 255        0 | 24      4073 | 4560    103 | 125
-#   shifts by tl.gather, no products (fp32: 8 warps)       168 | 126        0 | 0       3848 | 2160    129 | 101
-# Levels over two launches would write and read G_1 and h_1 in fp32: 4 bytes a pixel more, on 5 (bf16) or 9 (fp32).
+#     mean   G_{l+1} = the mean of each 2 x 2 pixels of the blur K G_l K^T that the band needs anyway
+#     up     besides, h_l = s_l - K^T (s_l - up(h_{l+1})) K: up repeats each pixel 2 x 2, which is 4 P^T h P
+
+class _Launch(NamedTuple):
+    """How the kernel is built for 64 x 64; all compute the same, up to rounding."""
+    form: str
+    terms: int
+    maxnreg: int | None  # registers a thread may have; what does not fit goes through memory
+    warps: int = 4
+    frame: bool = False  # one program a frame, plane after plane: where channels come last, it reads L2 once
+
+
+# The choices worth timing; the first with as many terms is what runs. No GPU has timed them yet: `python -m
+# kernels.bench --sweep` does, `--compile` counts. One fp16 term saves a quarter of the instructions, the mean
+# saves registers; with 128 of them an SM holds four programs instead of three, while 24 bytes a thread go
+# through memory.
+_VARIANTS = (
+    _Launch("mean", 1, 128),
+    _Launch("mean", 1, None),
+    _Launch("mean", 1, 128, warps=8),
+    _Launch("mean", 1, 128, frame=True),
+    _Launch("mean", 1, None, frame=True),
+    _Launch("products", 1, 128),
+    _Launch("up", 1, 128),
+    _Launch("mean", 2, None),
+    _Launch("mean", 2, 128),
+    _Launch("mean", 2, 128, frame=True),
+    _Launch("products", 2, None),
+    _Launch("up", 2, None),
+    _Launch("mean", 3, None),
+    _Launch("mean", 3, 128),
+    _Launch("mean", 3, None, frame=True),
+    _Launch("products", 3, None),
+    _Launch("up", 3, None),
+)
+
+
+def _launch(side, pred, target):
+    """What runs. One fp16 term is as exact as a bf16 pred; with a target of bytes, frames are in [-1, 1]."""
+    terms = 3 if pred == torch.float32 else 2
+    if pred == torch.bfloat16 and target == torch.uint8 and side >= 32:
+        terms = 1
+    return next(launch for launch in _VARIANTS if launch.terms == terms)
+
+
+def _options(launch, side):
+    """For the compiler. The limit on registers was chosen for 64 x 64, and Triton has none for AMD."""
+    options = dict(num_warps=max(1, launch.warps * side // 64), enable_fp_fusion=True)
+    if launch.maxnreg and side == 64 and torch.version.hip is None:
+        options["maxnreg"] = launch.maxnreg
+    return options
+
 
 if triton is not None:
-    # Triton's interpreter cannot multiply bf16: there the terms, cut to bf16 all the same, are multiplied as float32.
-    _TERM = tl.constexpr(tl.float32 if _INTERPRETED else tl.bfloat16)
-
     @triton.jit
     def _left(k, x, TERMS: tl.constexpr):
-        """k @ x: k exact in bf16, x float32 in TERMS bf16 terms."""
-        y = tl.dot(k, x.to(tl.bfloat16).to(_TERM))
+        """k @ x: k exact in a term, x float32 in TERMS of them."""
+        TERM: tl.constexpr = tl.float16 if TERMS == 1 else tl.bfloat16
+        y = tl.dot(k, x.to(TERM).to(k.dtype))
         for _ in tl.static_range(TERMS - 1):
-            x = x - x.to(tl.bfloat16).to(tl.float32)  # what the terms so far leave over
-            y = tl.dot(k, x.to(tl.bfloat16).to(_TERM), y)
+            x = x - x.to(TERM).to(tl.float32)  # what the terms so far leave over
+            y = tl.dot(k, x.to(TERM).to(k.dtype), y)
         return y
 
     @triton.jit
     def _right(x, k, TERMS: tl.constexpr):
         """x @ k."""
-        y = tl.dot(x.to(tl.bfloat16).to(_TERM), k)
+        TERM: tl.constexpr = tl.float16 if TERMS == 1 else tl.bfloat16
+        y = tl.dot(x.to(TERM).to(k.dtype), k)
         for _ in tl.static_range(TERMS - 1):
-            x = x - x.to(tl.bfloat16).to(tl.float32)
-            y = tl.dot(x.to(tl.bfloat16).to(_TERM), k, y)
+            x = x - x.to(TERM).to(tl.float32)
+            y = tl.dot(x.to(TERM).to(k.dtype), k, y)
         return y
 
     @triton.jit
     def _sign(x):
-        return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0)).to(_TERM)
+        """x's sign bit on a 1, or 0: half the instructions of two comparisons."""
+        one = (x.to(tl.int32, bitcast=True) & -2147483648 | 0x3F800000).to(tl.float32, bitcast=True)
+        return tl.where(x == 0, 0.0, one)
 
     @triton.jit
-    def _pyramid(g, matrices, SIDE: tl.constexpr, LEVELS: tl.constexpr, TERMS: tl.constexpr, GRAD: tl.constexpr):
-        """The loss from G_l = g on, of LEVELS bands and the residual, and h_l. It calls itself for the next level.
+    def _pyramid(g, matrices, SIDE: tl.constexpr, LEVELS: tl.constexpr, TERMS: tl.constexpr,
+                 FORM: tl.constexpr, GRAD: tl.constexpr):
+        """The loss from G_l = g on, of LEVELS bands and the residual, and h_l. It calls itself for the next
+        level.
 
-        A product needs sides of 16: smaller planes lie in the corner of a 16 x 16 one, zeros around them, and zeros in
-        K and A keep them so. The loops of compile time unroll: all of it becomes one kernel.
+        A product needs sides of 16: smaller planes lie in the corner of a 16 x 16 one, zeros around them, and
+        zeros in K and A keep them so. The loss of such planes is a plane, until one sum takes them all: each
+        sum costs barriers.
         """
+        DTYPE: tl.constexpr = matrices.dtype.element_ty
         if LEVELS == 0:
-            return tl.sum(tl.abs(g)) * (1.0 / (SIDE * SIDE)), _sign(g)
+            return tl.abs(g) * (1.0 / (SIDE * SIDE)), _sign(g).to(DTYPE)
         else:
             S: tl.constexpr = max(SIDE, 16)
             HALF: tl.constexpr = max(SIDE // 2, 16)
             i, j = tl.arange(0, S), tl.arange(0, HALF)
-            k = tl.load(matrices + i[:, None] * S + i[None, :]).to(_TERM)  # K_l
-            a = tl.load(matrices + S * S + j[:, None] * S + i[None, :]).to(_TERM)  # A_l
-            smaller = _left(a, _right(g, tl.trans(a), TERMS), TERMS)  # G_{l+1}
-            band = g - _left(k, _right(g, tl.trans(k), TERMS), TERMS)  # L_l
-            s = _sign(band)
-            loss = tl.sum(tl.abs(band)) * (1.0 / (SIDE * SIDE))
-            rest, h = _pyramid(smaller, matrices + (S + HALF) * S, SIDE // 2, LEVELS - 1, TERMS, GRAD)
+            k = tl.load(matrices + i[:, None] * S + i[None, :])  # K_l
+            a = tl.load(matrices + S * S + j[:, None] * S + i[None, :])  # A_l
+            blur = _left(k, _right(g, tl.trans(k), TERMS), TERMS)
+            if FORM == "products" or SIDE <= 16:
+                smaller = _left(a, _right(g, tl.trans(a), TERMS), TERMS)  # G_{l+1}
+            else:
+                smaller = tl.sum(tl.sum(tl.reshape(blur, (HALF, 2, HALF, 2)), 3), 1) * 0.25
+            band = g - blur  # L_l
+            s = _sign(band).to(DTYPE)
+            loss = tl.sum(tl.abs(band)) if SIDE > 16 else tl.abs(band)
+            rest, h = _pyramid(smaller, matrices + (S + HALF) * S, SIDE // 2, LEVELS - 1, TERMS, FORM, GRAD)
             if GRAD:
-                s_k = tl.dot(s, k).to(_TERM)  # sixteenths up to 1: bf16 holds them all, this half of h_l is exact
-                h_a = _right(h.to(tl.float32), a, TERMS)
-                h = s.to(tl.float32) - tl.dot(tl.trans(k), s_k) + 4 * _left(tl.trans(a), h_a, TERMS)
-            return loss + rest, h
+                if FORM == "up" and SIDE > 16:
+                    up = tl.broadcast_to(h.to(tl.float32)[:, None, :, None], (HALF, 2, HALF, 2))
+                    h = _right(tl.reshape(up, (S, S)) - s.to(tl.float32), k, TERMS)
+                    h = s.to(tl.float32) + _left(tl.trans(k), h, TERMS)
+                else:
+                    h = _left(tl.trans(a), _right(-4 * h.to(tl.float32), a, TERMS), TERMS)
+                    s_k = tl.dot(s, k).to(DTYPE)  # sixteenths up to 1: exact in a term
+                    h = s.to(tl.float32) - tl.dot(tl.trans(k), s_k, h)
+            return loss * (1.0 / (SIDE * SIDE)) + (tl.sum(rest) if SIDE == 32 else rest), h
 
     @triton.jit
-    def _laplacian_kernel(pred, target, weight, losses, grad, matrices, C, pred_c, pred_w, target_c, target_w,
-                          SIDE: tl.constexpr, LEVELS: tl.constexpr, TERMS: tl.constexpr, GRAD: tl.constexpr):
-        """One plane: channel c of frame n. *_c and *_w: steps from a channel and from a pixel to the next."""
-        n, c = tl.program_id(0) // C, tl.program_id(0) % C
-        i = tl.arange(0, SIDE)
-        pixel = i[:, None] * SIDE + i[None, :]
+    def _plane(pred, target, weight, losses, grad, matrices, n, c, C: tl.constexpr, PRED_LAST: tl.constexpr,
+               TARGET_LAST: tl.constexpr, SIDE: tl.constexpr, LEVELS: tl.constexpr, TERMS: tl.constexpr,
+               FORM: tl.constexpr, GRAD: tl.constexpr):
+        """Channel c of frame n. Its pixels come as one row: from a square, Triton would compute D twice, once
+        as the product wants it and once as the band does."""
         frame = n.to(tl.int64) * C * SIDE * SIDE
-        here = frame + c * pred_c + pixel * pred_w
-        t = tl.load(target + frame + c * target_c + pixel * target_w)
+        pixel = tl.arange(0, SIDE * SIDE)
+        here = frame + (c if PRED_LAST else c * SIDE * SIDE)
+        there = frame + (c if TARGET_LAST else c * SIDE * SIDE)
+        p = tl.load(pred + here + pixel * (C if PRED_LAST else 1))
+        t = tl.load(target + there + pixel * (C if TARGET_LAST else 1))
         if t.dtype == tl.uint8:
-            # x / 127.5 - 1 to the last bit, without a division: 1 / 127.5 = 257/32768 + the rest, and x * 257 is exact.
+            # x / 127.5 - 1 to the last bit, without a division: 1 / 127.5 = 257/32768 + a rest.
             x = t.to(tl.float32)
             t = x * (257.0 / 32768.0) + x * (1.0 / 127.5 - 257.0 / 32768.0) - 1.0
-        loss, h = _pyramid(tl.load(pred + here).to(tl.float32) - t.to(tl.float32), matrices, SIDE, LEVELS, TERMS, GRAD)
-        tl.store(losses + tl.program_id(0), loss)
+        d = tl.reshape(p.to(tl.float32) - t.to(tl.float32), (SIDE, SIDE))
+        loss, h = _pyramid(d, matrices, SIDE, LEVELS, TERMS, FORM, GRAD)
+        tl.store(losses + n * C + c, tl.sum(loss) if SIDE == 16 else loss)
         if GRAD:
-            tl.store(grad + here, h.to(tl.float32) * (tl.load(weight + n).to(tl.float32) / (C * SIDE * SIDE)))
+            h = h.to(tl.float32) * (tl.load(weight + n).to(tl.float32) / (C * SIDE * SIDE))
+            h = tl.reshape(h.to(grad.dtype.element_ty), (SIDE * SIDE,))
+            tl.store(grad + here + pixel * (C if PRED_LAST else 1), h)
+
+    @triton.jit
+    def _laplacian_kernel(pred, target, weight, losses, grad, matrices, C: tl.constexpr,
+                          PRED_LAST: tl.constexpr, TARGET_LAST: tl.constexpr, SIDE: tl.constexpr,
+                          LEVELS: tl.constexpr, TERMS: tl.constexpr, FORM: tl.constexpr, FRAME: tl.constexpr,
+                          GRAD: tl.constexpr):
+        """A frame's C planes, or one of them. *_LAST: channels_last, a pixel's channels lie side by side."""
+        program = tl.program_id(0)
+        if FRAME:
+            for c in tl.range(0, C, disable_licm=True):  # else K and A stay in registers throughout
+                _plane(pred, target, weight, losses, grad, matrices, program, c, C, PRED_LAST, TARGET_LAST,
+                       SIDE, LEVELS, TERMS, FORM, GRAD)
+        else:
+            _plane(pred, target, weight, losses, grad, matrices, program // C, program % C, C, PRED_LAST,
+                   TARGET_LAST, SIDE, LEVELS, TERMS, FORM, GRAD)
 
 
 @lru_cache(maxsize=64)
-def _kernel_matrices(side, levels, device):
-    """K_l and A_l of all levels one after another, bf16, padded with zeros to sides of 16."""
+def _kernel_matrices(side, levels, terms, device):
+    """K_l and A_l of all levels one after another, as terms, padded with zeros to sides of 16."""
+    dtype = torch.float16 if terms == 1 else torch.bfloat16
+    if _INTERPRETED:  # it cannot multiply bf16: the terms are cut all the same, but held in fp32
+        dtype = torch.float32
     parts = []
     for level in range(levels):
-        for matrix in _matrices(side >> level, torch.bfloat16, device):
+        for matrix in _matrices(side >> level, dtype, device):
             pad = [max(0, 16 - size) for size in matrix.shape]
             parts.append(torch.nn.functional.pad(matrix, (0, pad[1], 0, pad[0])).flatten())
     return torch.cat(parts)
@@ -190,34 +274,31 @@ def _not_covered(pred, target, levels):
     return None
 
 
-def warps_and_terms(side, dtype):
-    """What the kernel is compiled with: warps per program, and bf16 terms of a product."""
-    return max(1, side // 16), 3 if dtype == torch.float32 else 2
-
-
-def _triton_path(pred, target, weight, levels):
-    """As _torch_path."""
+def _triton_path(pred, target, weight, levels, launch=None):
+    """As _torch_path. launch: one of _VARIANTS, or what _launch says."""
     frames, channels, side = pred.shape[:3]
 
-    def dense(x):  # x without gaps, its step from a channel and from a pixel to the next
+    def dense(x):  # x without gaps, and whether its channels come last
         if x.is_contiguous():
-            return x, side * side, 1
-        return x.contiguous(memory_format=torch.channels_last), 1, channels
+            return x, False
+        return x.contiguous(memory_format=torch.channels_last), True
 
-    pred, pred_c, pred_w = dense(pred)
-    target, target_c, target_w = dense(target)
+    pred, pred_last = dense(pred)
+    target, target_last = dense(target)
     losses = torch.empty(frames, channels, dtype=torch.float32, device=pred.device)
     grad = None if weight is None else torch.empty_like(pred)
-    warps, terms = warps_and_terms(side, pred.dtype)
-    with torch.cuda.device(pred.device) if pred.is_cuda else nullcontext():  # the tensors' GPU, not the current one
-        _laplacian_kernel[(frames * channels,)](
-            pred, target, losses if weight is None else weight.contiguous(), losses, losses if grad is None else grad,
-            _kernel_matrices(side, levels, pred.device), channels, pred_c, pred_w, target_c, target_w,
-            SIDE=side, LEVELS=levels, TERMS=terms, GRAD=grad is not None, num_warps=warps)
+    launch = launch or _launch(side, pred.dtype, target.dtype)
+    with torch.cuda.device(pred.device) if pred.is_cuda else nullcontext():  # the tensors' GPU
+        _laplacian_kernel[(frames if launch.frame else frames * channels,)](
+            pred, target, losses if weight is None else weight.contiguous(), losses,
+            losses if grad is None else grad, _kernel_matrices(side, levels, launch.terms, pred.device),
+            C=channels, PRED_LAST=pred_last, TARGET_LAST=target_last, SIDE=side, LEVELS=levels,
+            TERMS=launch.terms, FORM=launch.form, FRAME=launch.frame, GRAD=grad is not None,
+            **_options(launch, side))
     return losses.mean(1), grad
 
 
-# ---- autograd ------------------------------------------------------------------------------------------------------
+# ---- autograd ----------------------------------------------------------------------------------------------
 
 def _path(pred, target, levels):
     covered = use_triton("laplacian_l1", pred.device, _not_covered(pred, target, levels))
@@ -240,8 +321,8 @@ class _LaplacianL1(torch.autograd.Function):
 
 def _check(pred, target, levels):
     if pred.ndim != 4 or pred.shape != target.shape:
-        raise ValueError(f"laplacian_l1: pred and target must be the same [N, C, H, W], got {tuple(pred.shape)} and "
-                         f"{tuple(target.shape)}")
+        raise ValueError("laplacian_l1: pred and target must be the same [N, C, H, W], got "
+                         f"{tuple(pred.shape)} and {tuple(target.shape)}")
     if not pred.is_floating_point():
         raise ValueError(f"laplacian_l1: pred must be a float tensor, got {pred.dtype}")
     if target.dtype != torch.uint8 and not target.is_floating_point():
@@ -249,16 +330,17 @@ def _check(pred, target, levels):
     if pred.device != target.device:
         raise ValueError(f"laplacian_l1: pred is on {pred.device}, target on {target.device}")
     if levels < 1 or min(pred.shape[2:]) < 2 ** levels:
-        raise ValueError(f"laplacian_l1: {levels} levels need sides of at least {2 ** max(levels, 0)}, and at least 1 "
-                         f"level; got frames of {pred.shape[2]} x {pred.shape[3]}")
+        raise ValueError(f"laplacian_l1: {levels} levels need sides of at least {2 ** max(levels, 0)}, "
+                         f"and at least 1 level; got frames of {pred.shape[2]} x {pred.shape[3]}")
 
 
 def laplacian_l1(pred, target, levels=4):
     """Laplacian-pyramid L1 of each frame, l(v^, v) of Sec. 4.2; differentiable in pred.
 
-    pred: [N, C, H, W], fp32, bf16 or fp16 (float64 too, without Triton). target: the same shape, float, or uint8, which
-    means x / 127.5 - 1. levels n: bands 0 .. n-1 and the residual n. Returns [N] float32 (float64 for float64). The
-    gradient at a zero difference is 0. Raises ValueError for other shapes and dtypes, and for sides under 2^levels.
+    pred: [N, C, H, W], fp32, bf16 or fp16 (float64 too, without Triton). target: the same shape, float, or
+    uint8, which means x / 127.5 - 1. levels n: bands 0 .. n-1 and the residual n. Returns [N] float32
+    (float64 for float64). The gradient at a zero difference is 0. Raises ValueError for other shapes and
+    dtypes, and for sides under 2^levels.
     """
     _check(pred, target, levels)
     return _LaplacianL1.apply(pred, target, levels)
@@ -267,11 +349,13 @@ def laplacian_l1(pred, target, levels=4):
 def laplacian_l1_with_grad(pred, target, weight, levels=4):
     """The training step's path: losses and gradient in one pass, for weights that are known before the call.
 
-    pred, target, levels: as in laplacian_l1. weight: [N] float, one per frame. Returns (losses [N] float32, not
-    weighted; grad = d(sum over n of weight[n] * losses[n])/d pred, dtype and memory format of pred). Neither carries a
-    graph; use as torch.autograd.backward([frames, ...], [grad, ...]). Raises ValueError as laplacian_l1 does.
+    pred, target, levels: as in laplacian_l1. weight: [N] float, one per frame. Returns (losses [N] float32,
+    not weighted; grad = d(sum over n of weight[n] * losses[n])/d pred, dtype and memory format of pred).
+    Neither carries a graph; use as torch.autograd.backward([frames, ...], [grad, ...]). Raises ValueError as
+    laplacian_l1 does.
     """
     _check(pred, target, levels)
     if weight.shape != pred.shape[:1]:
-        raise ValueError(f"laplacian_l1_with_grad: weight must be [N] = [{pred.shape[0]}], got {list(weight.shape)}")
+        raise ValueError(f"laplacian_l1_with_grad: weight must be [N] = [{pred.shape[0]}], got "
+                         f"{list(weight.shape)}")
     return _path(pred, target, levels)(pred.detach(), target, weight.detach(), levels)

@@ -1,6 +1,7 @@
 """Triplet margin on a clip's correlated codes: l_triplet of Eq. 6.
 
-With d_ij = |r_i - r_j|^2, over all anchors a, positives p and negatives n of one clip with 0 < |a-p| <= radius < |a-n|:
+With d_ij = |r_i - r_j|^2, over all anchors a, positives p and negatives n of one clip, which are those with
+0 < |a-p| <= radius < |a-n|:
 
     loss = mean of max(d_ap - d_an + margin, 0)
 
@@ -8,7 +9,8 @@ Let m_ij = dloss/dd_ij: each active triplet adds 1/count at (a, p) and takes it 
 
     dloss/dr_i = 2 sum over j of (m_ij + m_ji) (r_i - r_j)
 
-Backward computes the distances anew from the codes: they are a few kilobytes a clip, and so nothing else is kept.
+Backward computes the distances anew from the codes: they are a few kilobytes a clip, and nothing else is
+kept.
 """
 from contextlib import nullcontext
 from functools import lru_cache
@@ -24,12 +26,13 @@ except ImportError:  # macOS, Windows
     triton = None
 
 
-# ---- torch: the reference, and the path on CPU ---------------------------------------------------------------------
+# ---- torch: the reference, and the path on CPU -------------------------------------------------------------
 
 @lru_cache(maxsize=64)
 def _triplets(frames, radius, device):
-    """Of every anchor a, its positives p as k = 1 .. K: their frame [T, K], the place p in [T, K, T], the triplets
-    (a, k, n) [T, K, T], and how many triplets there are. An anchor near an end has fewer than K: the rest is masked."""
+    """Of every anchor a, its positives p as k = 1 .. K: their frame [T, K], the place p in [T, K, T], the
+    triplets (a, k, n) [T, K, T], and how many triplets there are. An anchor near an end has fewer than K: the
+    rest is masked."""
     reach = min(radius, frames - 1)
     index = torch.arange(frames)
     positive = index[:, None] + torch.tensor([k for k in range(-reach, reach + 1) if k])
@@ -43,15 +46,16 @@ def _torch_path(codes, weight, margin, radius):
     dtype = torch.promote_types(codes.dtype, torch.float32)
     clips, frames, dim = codes.shape
     positive, place, triplets, count = _triplets(frames, radius, codes.device)
-    chunk = max(1, 2 ** 24 // (frames * frames * max(dim, positive.shape[1])))  # clips at a time: no tensor over 64 MB
+    # Clips at a time: no tensor over 64 MB.
+    chunk = max(1, 2 ** 24 // (frames * frames * max(dim, positive.shape[1])))
     if clips > chunk:
         weights = [None] * clips if weight is None else weight.split(chunk)
         parts = [_torch_path(c, w, margin, radius) for c, w in zip(codes.split(chunk), weights)]
         return torch.cat([p[0] for p in parts]), None if weight is None else torch.cat([p[1] for p in parts])
     with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
         r = codes.to(dtype)
-        r = r - r.mean(1, keepdim=True)  # no difference sees a clip's mean; without it the last product rounds less
-        d = (r[:, :, None] - r[:, None]).square_().sum(3)  # [B, T, T]; |a|^2 + |b|^2 - 2ab would lose small distances
+        r = r - r.mean(1, keepdim=True)  # no difference sees a clip's mean, and the last product rounds less
+        d = (r[:, :, None] - r[:, None]).square_().sum(3)  # [B, T, T], by differences: see below
         d_ap = d.gather(2, positive.expand(clips, -1, -1))
         hinge = d_ap[:, :, :, None] - d[:, :, None] + margin  # [B, a, k, n]
         active = (hinge > 0) & triplets
@@ -63,9 +67,9 @@ def _torch_path(codes, weight, margin, radius):
         return losses, (m.sum(2, keepdim=True) * r - m @ r).to(codes.dtype)
 
 
-# ---- Triton: one program per clip ------------------------------------------------------------------------------------
-# Distances by differences, one frame against all at a time: a Gram matrix (|a|^2 + |b|^2 - 2ab) would lose the digits
-# of near-coincident codes, and a product on tensor cores the rest.
+# ---- Triton: one program per clip --------------------------------------------------------------------------
+# Distances by differences, one frame against all at a time: a Gram matrix (|a|^2 + |b|^2 - 2ab) would lose
+# the digits of near-coincident codes, and a product on tensor cores the rest.
 
 if triton is not None:
     @triton.jit
@@ -140,15 +144,16 @@ def _triton_path(codes, weight, margin, radius):
     losses = torch.empty(clips, dtype=torch.float32, device=codes.device)
     grad = None if weight is None else torch.empty_like(codes)
     rows, block, warps = tiles(frames, dim)
-    with torch.cuda.device(codes.device) if codes.is_cuda else nullcontext():  # the tensors' GPU, not the current one
+    count = _triplets(frames, radius, codes.device)[3]
+    with torch.cuda.device(codes.device) if codes.is_cuda else nullcontext():  # the tensors' GPU
         _triplet_kernel[(clips,)](
-            codes, losses if weight is None else weight.contiguous(), losses, losses if grad is None else grad,
-            frames, dim, float(margin), min(radius, frames - 1), 1 / _triplets(frames, radius, codes.device)[3],
-            ROWS=rows, BLOCK=block, GRAD=grad is not None, num_warps=warps)
+            codes, losses if weight is None else weight.contiguous(), losses,
+            losses if grad is None else grad, frames, dim, float(margin), min(radius, frames - 1), 1 / count,
+            ROWS=rows, BLOCK=block, GRAD=grad is not None, num_warps=warps, enable_fp_fusion=True)
     return losses, grad
 
 
-# ---- autograd ------------------------------------------------------------------------------------------------------
+# ---- autograd ----------------------------------------------------------------------------------------------
 
 def _path(codes):
     covered = use_triton("triplet_margin", codes.device, _not_covered(codes))
@@ -172,14 +177,14 @@ class _TripletMargin(torch.autograd.Function):
 def triplet_margin(codes, margin=2.0, radius=2):
     """l_triplet of Eq. 6 for each clip: all of its triplets (the paper's set Gamma); differentiable in codes.
 
-    codes: [B, T, D], fp32, bf16 or fp16 (float64 too, without Triton): the GRU's outputs r. margin, radius: alpha and
-    the range of positives, both 2 in the paper. Returns [B] float32 (float64 for float64). Raises ValueError for other
-    shapes and dtypes, and where a clip has no triplet: fewer than radius + 2 frames.
+    codes: [B, T, D], fp32, bf16 or fp16 (float64 too, without Triton): the GRU's outputs r. margin, radius:
+    alpha and the range of positives, both 2 in the paper. Returns [B] float32 (float64 for float64). Raises
+    ValueError for other shapes and dtypes, and where a clip has no triplet: fewer than radius + 2 frames.
     """
     if codes.ndim != 3 or not codes.is_floating_point():
         raise ValueError(f"triplet_margin: codes must be a float tensor [B, T, D], got {codes.dtype} "
                          f"{list(codes.shape)}")
     if radius < 1 or codes.shape[1] < radius + 2:
-        raise ValueError(f"triplet_margin: a clip needs at least radius + 2 = {radius + 2} frames to have a triplet, "
-                         f"and a radius of at least 1; got {codes.shape[1]} frames")
+        raise ValueError(f"triplet_margin: a clip needs at least radius + 2 = {radius + 2} frames to have a "
+                         f"triplet, and a radius of at least 1; got {codes.shape[1]} frames")
     return _TripletMargin.apply(codes, margin, radius)
