@@ -10,7 +10,7 @@
 
 There is no encoder and no discriminator: the codes of a video are parameters. One static code z_s says what a
 clip shows, L transient codes z_t say how it moves; a GRU R correlates the transient ones, a DCGAN generator G
-makes each frame of [z_s ; r_i], and Eq. 6 fits codes, R and G together. Letters and section numbers are the
+makes frame i of [z_s ; r_i], and Eq. 6 fits codes, R and G together. Letters and section numbers are the
 paper's: N clips of L frames of H x W, B clips in a step and F frames of each, codes of D_s and D_t numbers.
 """
 import argparse
@@ -52,7 +52,6 @@ WORLD = int(os.environ.get("WORLD_SIZE", 1))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 
 # ---- settings (Table 6) ------------------------------------------------------------------------------------
-
 def setting(default, help, least=None, choices=None):
     """A field of Settings: its default, the help of its option, and the least value or the choices of it."""
     return field(default=default, metadata=dict(help=help, least=least, choices=choices))
@@ -99,14 +98,15 @@ PAPER_RATES = {  # its other columns, for --recipe paper
     "weizmann": dict(lr_G=6.25e-5, lr_R=6.25e-3, lr_Z=12.5),
     "golf": dict(lr_G=0.1, lr_R=0.1, lr_Z=12.5),
 }
-PAPER_UPDATES = {"chair": 5 * 300, "weizmann": 5 * 700, "golf": 10 * 1000}  # outer x inner, for every clip
+# Table 6's epochs of gamma times those of Z_V and theta, for every clip. The paper does not say how they
+# nest: we read 5 rounds of 300 updates, each of both stages.
+PAPER_UPDATES = {"chair": 5 * 300, "weizmann": 5 * 700, "golf": 10 * 1000}
 FAST_STEPS = {"chair": 2650, "weizmann": 2250, "golf": 2650}  # about two minutes on two cores
 HIDDEN = 500  # units of the GRU (Sec. 4.2)
 NORM_WARMUP = 0.1  # fast recipe: G's norms learn in this share of the steps, at least 100, then: eval mode
 HARD_CLIP_POWER = 3.0  # fast recipe: a clip of twice the mean loss comes 2^3 times as often (Batches.choose)
 
-# ---- codes (Sec. 3, Eq. 1 and 2) ---------------------------------------------------------------------------
-
+# ---- codes (Sec. 3 and 3.3, Eq. 1 and 7) -------------------------------------------------------------------
 def unit_ball(z):
     """z / max(1, |z|) over the last dimension (Sec. 3.3): codes stay in the unit l2 ball."""
     return z / z.norm(dim=-1, keepdim=True).clamp(min=1)
@@ -119,7 +119,7 @@ def low_rank(z, rho):
     return u @ (u.mT @ z)
 
 class Dictionary(nn.Module):
-    """Codes z [rows, D_s] or [rows, L, D_t], each row with an optimiser state of its own.
+    """Z_V of Eq. 1: codes z [rows, D_s] or [rows, L, D_t], each row with an optimiser state of its own.
 
     Rows are read and written one by one: a step costs the same with 64 clips and 20,000. The optimiser is the
     paper's SGD with momentum 0.9 (`momentum`), or Adam with moments and a step count for each row."""
@@ -129,7 +129,7 @@ class Dictionary(nn.Module):
         self.momentum = momentum
         self.rank = rank
         self.shared = True  # with the other processes, if there are any
-        z = torch.randn(rows, *shape) / shape[-1] ** 0.5                     # Gaussians: D_s and D_t differ
+        z = torch.randn(rows, *shape) / shape[-1] ** 0.5                     # Sec. 3.3's two Gaussians
         self.register_buffer("z", self.project(z))
         self.register_buffer("m", torch.zeros_like(z))
         if not momentum:
@@ -168,9 +168,7 @@ class Dictionary(nn.Module):
             step = self.m[ids] / (1 - 0.9 ** count) / ((self.v[ids] / (1 - 0.999 ** count)).sqrt() + 1e-8)
         self.z[ids] = self.project(self.z[ids] - lr * step)
 
-
-# ---- the networks R and G (Sec. 3, 4.2) --------------------------------------------------------------------
-
+# ---- the networks R and G (Sec. 3 and 4.2, Eq. 2) ----------------------------------------------------------
 class Recurrent(nn.Module):
     """R: a one-layer GRU from a zero state, then a linear map back, z_t [B, L, D_t] -> r [B, L, D_t]."""
 
@@ -229,22 +227,21 @@ class Model(nn.Module):
 
     @record_function("nav: G")
     def render(self, z_s, r, label):
-        """G([z_s ; r_i]) for all frames (Eq. 2): z_s [B, D_s], r [B, T, D_t], label [B] -> [B*T, 3, H, W]."""
+        """Eq. 2 behind R: G([z_s ; r_i]), z_s [B, D_s], r [B, T, D_t], label [B] -> [B*T, 3, H, W]."""
         B, T, _ = r.shape
         codes = torch.cat([z_s[:, None].expand(B, T, -1), r], 2).flatten(0, 1)  # (B*T, D_s + D_t)
         with torch.autocast(r.device.type, torch.bfloat16, enabled=self.bf16):
             return self.G(codes, label.repeat_interleave(T))
 
-
-# ---- the objective (Sec. 3.1 to 3.3, Eq. 3 to 6) -----------------------------------------------------------
-
+# ---- the objective (Sec. 3.1 to 3.3, Eq. 4 to 6) -----------------------------------------------------------
 def objective(model, s, batch, z_s, z_t, row_of_clip, triplet=True):
     """Eq. 6 for one batch, forward and backward: l_rec + lambda_s l_static + lambda_t l_triplet.
 
-    batch: of Batches.gather. z_s [B, D_s]; z_t [rows, L, D_t] holds each transient row of the batch once, and
-    row_of_clip [B] says whose it is. Every leaf that asks for a gradient has it afterwards, of l_triplet only
-    with `triplet`. Returns v_hat [B*F, 3, H, W], frame_loss [B*F], [loss, l_rec, l_triplet], all detached."""
-    _, label, times, v = batch
+    s: the Settings. batch: of Batches.gather. z_s [B, D_s]; z_t [rows, L, D_t] are the batch's transient rows
+    (on a CPU each of them once), row_of_clip [B] says which is whose. Every leaf that asks for a gradient has
+    it afterwards, of l_triplet only with `triplet`. Returns v_hat [B*F, 3, H, W], frame_loss [B*F] and
+    [loss, l_rec, l_triplet], all detached."""
+    _, label, times, v = batch                                               # label: the transient row
     B, n = times.shape                                                       # n: F frames of each clip
     r = model.R(z_t)                                                         # (rows, L, D_t)
     # index_select, since threads add up the gradient of r[row_of_clip] in any order
@@ -253,11 +250,12 @@ def objective(model, s, batch, z_s, z_t, row_of_clip, triplet=True):
     v_hat = model.render(z_s, r_of_frames, label)                            # (B*F, 3, H, W)
 
     weight = torch.full((B, n), 1 / n, device=r.device)                      # l_rec: mean over frames
-    weight[:, 0] += s.lambda_s                                               # l_static: one frame k
-    weight = weight.flatten()
+    weight[:, 0] += s.lambda_s                                              # l_static (Eq. 4): frame k is the
+    weight = weight.flatten()                                                # first that gather has drawn
     # frame_loss [B*F]: the Laplacian pyramid L1; dl_dv: the gradient of weight . frame_loss in closed form
     frame_loss, dl_dv = laplacian_l1_with_grad(v_hat, v, weight, s.levels)
-    l_triplet = triplet_margin(r, float(s.alpha), s.alpha)[row_of_clip]      # (B,)
+    # Eq. 5, the mean over all triplets; on r, not z_t: theta receives its gradient through R
+    l_triplet = triplet_margin(r, margin=float(s.alpha), radius=s.alpha)[row_of_clip]  # (B,)
 
     # Sums over clips: a clip's gradient does not depend on how many share the step.
     if triplet:
@@ -265,14 +263,12 @@ def objective(model, s, batch, z_s, z_t, row_of_clip, triplet=True):
     else:
         v_hat.backward(dl_dv)
     l_triplet = l_triplet.detach().mean()
-    loss = (frame_loss * weight).sum() / B + s.lambda_t * l_triplet
+    loss = (frame_loss * weight).sum() / B + s.lambda_t * l_triplet          # a new term: also in backward
     return v_hat.detach(), frame_loss, torch.stack([loss, frame_loss.mean(), l_triplet])
 
-
-# ---- training (Sec. 3.1) -----------------------------------------------------------------------------------
-
+# ---- training (Sec. 3.1, Eq. 3) ----------------------------------------------------------------------------
 class Trainer:
-    """Eq. 6 on its way down: the model, its optimisers, the order of the clips, and how far it is.
+    """Minimises Eq. 6: the model, its optimisers, the order of the clips, and how far it is.
 
     `state` is all of it; a trainer that takes it up with `restore` goes on bit for bit (on a CPU)."""
 
@@ -340,18 +336,18 @@ class Trainer:
         z_s = m.z_s.codes_of(static_ids)                                     # (B, D_s)
         z_t = m.z_t.codes_of(row_ids)                                        # (rows, L, D_t)
         # ---- BEGIN: the training step ----
-        if s.recipe == "paper":
+        if s.recipe == "paper":                                              # stage 1 (Eq. 3.1): gamma
+            m.R.requires_grad_(False)
             objective(m, s, batch, z_s.detach(), z_t.detach(), row_of_clip, triplet=False)
             all_reduce_gradients(m)
-            self.optimisers_G[0].step()                                      # stage 1: gamma (Eq. 3.1)
+            self.optimisers_G[0].step()
             m.zero_grad()
-            m.G.requires_grad_(False)
-            v_hat, frame_loss, losses = objective(m, s, batch, z_s, z_t, row_of_clip)
-            m.G.requires_grad_(True)
-            all_reduce_gradients(m)                                          # stage 2: Z_V, theta (Eq. 3.2)
-        else:
-            v_hat, frame_loss, losses = objective(m, s, batch, z_s, z_t, row_of_clip)
-            all_reduce_gradients(m)                                          # one backward serves both stages
+            m.R.requires_grad_(True)
+            m.G.requires_grad_(False)                                       # stage 2 (Eq. 3.2): Z_V and theta
+        v_hat, frame_loss, losses = objective(m, s, batch, z_s, z_t, row_of_clip)
+        all_reduce_gradients(m)
+        m.G.requires_grad_(True)
+        if s.recipe == "fast":                                               # one backward serves both stages
             for optimiser in self.optimisers_G:
                 optimiser.step()
         self.optimiser_R.step()
@@ -366,11 +362,11 @@ class Trainer:
         """All of it, the same in every process: rows that live in one process alone are brought together."""
         model = self.model.state_dict()
         for name, row_ids in self.own_rows.items():
-            order = torch.cat(gather(row_ids)).argsort()
+            order = torch.cat(from_all(row_ids)).argsort()
             for key in [key for key in model if key.startswith(name)]:
-                model[key] = torch.cat(gather(model[key].cpu()))[order]
+                model[key] = torch.cat(from_all(model[key].cpu()))[order]
         optimisers = [optimiser.state_dict()["state"] for optimiser in (self.optimiser_R, *self.optimisers_G)]
-        order = gather(self.batches.state())
+        order = from_all(self.batches.state())
         return dict(model=model, optimisers=optimisers, batches=order, steps_done=self.steps_done)
 
     def restore(self, state):
@@ -386,9 +382,7 @@ class Trainer:
         self.steps_done = state["steps_done"]
         return self.batches.restore(state["batches"], self.s.seed + self.steps_done)
 
-
 # ---- the clips on the device, and their order --------------------------------------------------------------
-
 class Batches:
     """The clips as bytes on the device, and the order in which training meets them."""
 
@@ -450,9 +444,7 @@ class Batches:
         self.rng.set_state(states[RANK]["rng"].cpu())
         return True
 
-
 # ---- the fast recipe's parts -------------------------------------------------------------------------------
-
 def schedule(step, steps, warm_up=50):
     """The fast recipe's rates: a short linear warm-up, all for half the steps, a line to zero. In (0, 1]."""
     return min(1.0, (step + 1) / warm_up, 2 * (1 - step / steps))
@@ -566,9 +558,7 @@ class Captured:
         self.graph.replay()
         return self.outputs
 
-
 # ---- several processes (torchrun): each has its share of the clips and of every step -----------------------
-
 def join_processes(device):
     """Meet the processes that torchrun started: over NCCL on GPUs, gloo on CPUs. Raises DataError."""
     if WORLD > 1:
@@ -586,7 +576,7 @@ def together(call, *args):
                  f"--resume ({printable(error, 120)})")
         os._exit(2)  # the usual way out, through broken connections, may end in an abort
 
-def gather(thing):
+def from_all(thing):
     """[the thing of process 0, of 1, ...] in every process."""
     things = [thing] * WORLD
     if WORLD > 1:
@@ -643,9 +633,7 @@ def share_of_process(clips, model):
             setattr(dictionary, key, values[row_ids])
     return mine, own_rows
 
-
 # ---- videos of codes, and their measures (Sec. 4.2) --------------------------------------------------------
-
 def to_bytes(frames):
     """Frames [M, 3, H, W] in [-1, 1] -> uint8 [M, H, W, 3]."""
     return frames.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
@@ -741,9 +729,7 @@ def scores(generated, real, phi, why_not):
         why_not = None if distance else "-inf: the generated clips move exactly like the real ones"
     return dict(fcs=fcs(generated), fcs_bound=fcs(real), mcs=mcs, mcs_note=why_not)
 
-
 # ---- what is asked for: device, clips, settings ------------------------------------------------------------
-
 def choose_device(name):
     """auto, cpu, cuda or mps -> torch.device. Raises DataError, also for what NAV_KERNELS asks in vain."""
     there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
@@ -877,9 +863,7 @@ def choose_settings(args, row, clips, device):
             raise DataError(text)
     return s, why
 
-
 # ---- a run's folder ----------------------------------------------------------------------------------------
-
 RUN_FILES = ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "curve*.png", "reconstructions*.png",
              "samples*", "exchange*", "encoded*", "interpolation*", "ablation*")
 
@@ -991,9 +975,7 @@ def clips_of_run(args, s, data):
                         f"({data['source'][:60]}); --dataset names those, or train afresh")
     return clips
 
-
 # ---- pictures ----------------------------------------------------------------------------------------------
-
 def show(out, name, data, rows, video=None, fps=8, **more):
     """A sheet NAME.png of rows (data_prep.sheet) and NAME.gif of video uint8 [L, H, W, 3] -> the PNG's path.
 
@@ -1051,7 +1033,6 @@ def chart(path, log):
     data_prep.write_beside(path, image.save)
 
 # ---- what was kept from training (Sec. 4.3, 4.4) -----------------------------------------------------------
-
 def measure_exchange(model, train_set, held_out):
     """Table 3 and Fig. 6 as numbers: dB of pairs kept from training, and of two baselines that need no model.
 
@@ -1136,9 +1117,7 @@ def measure_interpolation(model, s, everything, train_set):
     ours, mean = np.mean(dB, 0).tolist()
     return dict(interpolation_psnr=ours, interpolation_average_psnr=mean)
 
-
 # ---- train and evaluate ------------------------------------------------------------------------------------
-
 @contextmanager
 def signals():
     """Ctrl-C and SIGTERM end a run after the step at hand: yields the list of the signals that came."""
@@ -1254,7 +1233,7 @@ def train(args):
             say(f"step {step:{len(str(s.steps))}}/{s.steps}  loss {log[-1][2]:.4f}  {dB:5.2f} dB  "
                 f"{rate * frames:6.0f} frames/s  {log[-1][1]:5.0f} s  ETA {left // 60:.0f}:{left % 60:02.0f}")
             late = time.perf_counter() - saved >= args.checkpoint_every
-            stop, late = map(max, zip(*gather((came[0] if came else 0, late))))
+            stop, late = map(max, zip(*from_all((came[0] if came else 0, late))))
             if late or stop or step == s.steps:
                 save_checkpoint(out, s, data, log, trainer.state())
                 saved = time.perf_counter()
@@ -1338,9 +1317,7 @@ def evaluate(args):
     write(out, metrics)
     say(f"{len(found)} clips of {L} frames: {two_scores(metrics)}; see {out}")
 
-
 # ---- the other actions -------------------------------------------------------------------------------------
-
 def sample(args):
     """new videos: random pairs of learned codes (Sec. 1), or static codes of a Gaussian fitted to those"""
     s, data, model, _, out = load_run(args)
@@ -1551,9 +1528,7 @@ def bench(args):
         f"{s.width}; a step {whole:.2f} ms, the bare generator's forward and backward {bare:.2f} ms")
     say(f"ratio: {whole / bare:.2f}")
 
-
 # ---- the command line --------------------------------------------------------------------------------------
-
 ACTIONS = {f.__name__: f for f in (train, evaluate, sample, exchange, interpolate, encode, ablate, bench)}
 
 class Parser(argparse.ArgumentParser):
