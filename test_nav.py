@@ -11,7 +11,6 @@ import http.server
 import io
 import itertools
 import json
-import math
 import os
 import random
 import re
@@ -32,7 +31,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 if not torch.cuda.is_available():  # before kernels are imported: Triton's interpreter runs them on the CPU
@@ -43,14 +41,15 @@ import kernels
 import nav
 from data_prep import DataError
 from kernels import backend, bench, laplacian_l1, laplacian_l1_with_grad, triplet_margin
-from kernels.bench import plain_laplacian, plain_triplet, with_backward
+from kernels.bench import plain_laplacian, plain_triplet
 from kernels.gru import gru
 
 ROOT = Path(__file__).resolve().parent
-SHARED = ROOT.parent / "shared" / "data"
+SHARED = ROOT.parent / "shared" / "data"  # an original film, where it is at hand
 CPU = torch.device("cpu")
 LAYOUTS = {  # static and transient rows of six clips: each its own person, 2 persons x 3 actions, both free
-    "static": (range(6), [0] * 6), "grid": ([0, 0, 0, 1, 1, 1], [0, 1, 2] * 2), "both": (range(6), range(6))}
+    "static": (range(6), [0] * 6), "grid": ([0, 0, 0, 1, 1, 1], [0, 1, 2] * 2), "both": (range(6), range(6)),
+    "3 x 3": ([0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 1, 2] * 3)}
 
 def toy_clips(N=5, L=6, size=16, rows=None, seed=0):
     """Small moving squares on coloured grounds, as Clips."""
@@ -65,10 +64,7 @@ def toy_clips(N=5, L=6, size=16, rows=None, seed=0):
     return data_prep.Clips(videos, *ids, static_names, transient_names, names, "toy clips of the tests")
 
 def laid_out(layout):
-    return toy_clips(6, rows=LAYOUTS[layout])
-
-def grid_clips():
-    return toy_clips(9, rows=zip(*itertools.product(range(3), range(3))))
+    return toy_clips(len(LAYOUTS[layout][0]), rows=LAYOUTS[layout])
 
 def settings(**changes):
     usual = dict(D_s=7, D_t=5, levels=3, width=8, batch=2, per_clip=0, steps=10, precision="fp32")
@@ -83,7 +79,7 @@ def after(steps, trainer):
     return trainer
 
 def dB(a, b):
-    return 10 * math.log10(255 ** 2 / np.mean((np.asarray(a, float) - b) ** 2))
+    return 10 * np.log10(255 ** 2 / np.mean((np.asarray(a, float) - b) ** 2))
 
 def off(got, want):  # the largest and the mean absolute difference
     d = (got.detach().double().cpu() - want.detach().double().cpu()).abs()
@@ -192,8 +188,8 @@ def test_rows_learn_as_torchs_optimisers_would_teach_them(momentum):
 def test_low_rank_is_the_best_approximation(rho):
     z = torch.randn(2, 8, 5)
     left = nav.low_rank(z, rho)
-    expected = torch.linalg.svdvals(z)[:, rho:].square().sum(1)  # Eckart-Young
-    assert torch.allclose((z - left).square().sum((1, 2)), expected, atol=1e-5)
+    error = torch.linalg.svdvals(z)[:, rho:].square().sum(1)  # Eckart-Young
+    assert torch.allclose((z - left).square().sum((1, 2)), error, atol=1e-5)
     assert (torch.linalg.svdvals(left)[:, rho:] < 1e-5).all()
 
 # ---- nav: networks and objective ---------------------------------------------------------------------------
@@ -268,7 +264,7 @@ def test_paper_recipe_against_a_reference_of_a_few_lines():
         assert torch.allclose(p, q, atol=1e-5)  # of 1e-3; where a gradient is near 0 its rounding shows
     assert trainer.batches.clip_loss.item() == pytest.approx(clip_loss, abs=1e-5)
 
-# ---- nav: training -----------------------------------------------------------------------------------------
+# ---- nav: training, batches, and the fast recipe's parts ---------------------------------------------------
 @pytest.mark.parametrize("recipe", ["fast", "paper"])
 def test_a_trainer_goes_on_bit_for_bit(recipe):
     straight, stopped, resumed = (trainer_of(recipe=recipe, window="random", lr_Z=0.01) for _ in range(3))
@@ -329,7 +325,6 @@ def test_graph_and_single_kernels_agree_on_a_gpu(recipe):
     losses = [torch.stack([trainer.step()[2] for _ in range(110)]) for trainer in twins]
     assert torch.allclose(*losses, atol=1e-4) and twins[0].captured and not twins[1].captured
 
-# ---- nav: batches, and the fast recipe's parts -------------------------------------------------------------
 def test_every_pass_meets_every_clip_once():
     clips = toy_clips(5)
     batches = nav.Batches(clips, settings(recipe="paper", per_clip=4), CPU)
@@ -360,24 +355,21 @@ def test_hard_clips_come_more_often_and_none_is_forgotten():
     assert torch.allclose(batches.clip_loss, loss, atol=0.01)
 
 def test_random_windows_are_consecutive_and_reach_both_ends():
-    clips = toy_clips(2, L=6)
-    clips.length = np.array([6, 9])
-    clips.full = np.arange(15, dtype=np.uint8)[:, None, None, None] * np.ones((1, 16, 16, 3), np.uint8)
+    full = np.arange(15, dtype=np.uint8)[:, None, None, None] * np.ones((1, 16, 16, 3), np.uint8)
+    clips = replace(toy_clips(2), length=np.array([6, 9]), full=full)
     batches = nav.Batches(clips, settings(window="random"), CPU)
-    begins = {0: set(), 1: set()}
+    begins = set()
     for _ in range(60):
         static_ids, _, times, v = batches.gather(*batches.choose())
         for j, order, values in zip(static_ids.tolist(), times, v[:, 0, 0, 0].view(2, 6).int()):
-            values = values[order.argsort()]
-            assert (values.diff() == 1).all()
-            begins[j].add(values[0].item())
-    assert begins == {0: {0}, 1: {6, 7, 8, 9}}
+            assert (values[order.argsort()].diff() == 1).all()
+            begins.add((j, values.min().item()))
+    assert begins == {(0, 0), (1, 6), (1, 7), (1, 8), (1, 9)}
 
 def test_rates_rise_stay_and_fall_to_zero():
     rates = [nav.schedule(step, 1000) for step in range(1000)]
     assert rates[0] == 1 / 50 and rates[49:501] == [1.0] * 452 and rates[750] == 0.5 and 0 < rates[-1] < 0.003
     assert rates[:50] == sorted(rates[:50]) and rates[500:] == sorted(rates[500:], reverse=True)
-    assert all(0 < nav.schedule(step, steps) <= 1 for steps in (1, 2, 30) for step in range(steps))
 
 @pytest.mark.parametrize("c_in, c_out", [(16, 8), (64, 3), (48, 3)])  # fewer, more, as many rows as columns
 def test_muon_moves_all_directions_alike(c_in, c_out):
@@ -396,15 +388,13 @@ def test_muon_moves_all_directions_alike(c_in, c_out):
     turned = u.T @ ((before - w) / 0.01).detach().double().flatten(1) @ v / size
     assert (turned - turned.diagonal().diag()).abs().max() < 1e-4  # in the momentum's own directions
     assert 0.6 < turned.diagonal().min() and turned.diagonal().max() < 1.3
-    assert w.is_contiguous(memory_format=torch.channels_last)
 
 # ---- nav: measures -----------------------------------------------------------------------------------------
 # scikit-image 0.26.0: structural_similarity(x, y, gaussian_weights=True, sigma=1.5, data_range=1,
 # use_sample_covariance=False, channel_axis=-1) of two images: seed, height, width, noise
-SKIMAGE = [(0, 64, 64, 0.1, 0.829659351564758), (1, 33, 47, 0.3, 0.4269317132754757),
-           (2, 16, 16, 0.02, 0.9925284091078406)]
-
-@pytest.mark.parametrize("seed, height, width, noise, expected", SKIMAGE)
+@pytest.mark.parametrize("seed, height, width, noise, expected", [
+    (0, 64, 64, 0.1, 0.829659351564758), (1, 33, 47, 0.3, 0.4269317132754757),
+    (2, 16, 16, 0.02, 0.9925284091078406)])
 def test_ssim_agrees_with_scikit_image(seed, height, width, noise, expected):
     i, j = np.mgrid[:height, :width]
     x = np.stack([0.5 + 0.5 * np.sin((c + 1) * i / 7 + j / 5) for c in range(3)], -1)
@@ -434,17 +424,13 @@ def vgg16(tmp_path_factory):
     torch.save(weights, tmp_path_factory.getbasetemp() / "vgg16.pth")
     return tmp_path_factory.getbasetemp() / "vgg16.pth"
 
-@pytest.mark.parametrize("real_weights", [False, True])
-def test_mcs_by_loops(vgg16, real_weights):
+def test_mcs_by_loops(vgg16):
     """log10 |f - f^|^2 in float64, from frame to frame."""
-    path = SHARED / "vgg16_relu3_3.pth" if real_weights else vgg16
-    if not path.exists():
-        pytest.skip("needs the VGG16 weights")
-    phi, why = nav.load_vgg16(str(path), CPU)
+    phi, why = nav.load_vgg16(str(vgg16), CPU)
     relu3_3 = copy.deepcopy(phi).double()
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).double()[..., None, None]
     a, b = two_sets()
-    sets = [[[relu3_3((x.permute(2, 0, 1) / 255 - mean) / std) for x in v] for v in each] for each in (a, b[:2])]
+    sets = [[relu3_3((v.permute(0, 3, 1, 2) / 255 - mean) / std) for v in each] for each in (a, b[:2])]
     moves = [[v[t + 1] - v[t] for v in each for t in range(3)] for each in sets]
     expected = torch.sub(*(sum(each) / len(each) for each in moves)).square().sum().log10().item()
     assert why is None and nav.scores(a, b[:2], phi, None)["mcs"] == pytest.approx(expected, abs=1e-4)
@@ -476,7 +462,7 @@ def test_precision_is_what_the_processor_multiplies(monkeypatch):
     ("static", (9, 1), (4, 1)), ("both", (9, 9), (4, 4)), ("transient", (1, 9), (1, 4)),
     ("grid", (3, 3), (2, 3)), ("file", (3, 3), (2, 3))])
 def test_layouts_and_no_row_without_a_clip(tmp_path, layout, rows, rows_of_4):
-    data_prep.save(grid_clips(), tmp_path / "grid.npz")
+    data_prep.save(laid_out("3 x 3"), tmp_path / "grid.npz")
     for count, expected in ((None, rows), (4, rows_of_4)):
         clips, row, path = nav.find_clips(str(tmp_path / "grid.npz"), count, layout)
         assert (len(clips.static_names), len(clips.transient_names)) == expected
@@ -484,7 +470,7 @@ def test_layouts_and_no_row_without_a_clip(tmp_path, layout, rows, rows_of_4):
         assert path == str(tmp_path / "grid.npz") and (row == "weizmann" or count)
 
 def test_held_out_cells_leave_every_row_and_column_and_held_out_clips_no_codes():
-    clips = grid_clips()
+    clips = laid_out("3 x 3")
     whole = dict(zip(clips.names, clips.videos))
     for K, seed in itertools.product(range(1, 5), range(5)):
         train_set, held_out = nav.keep_from_training(clips, settings(hold_out=K, seed=seed))
@@ -550,8 +536,7 @@ def test_train_evaluate_sample(toy, tmp_path, vgg16, monkeypatch):
     files = "config.json checkpoint.pt log.csv metrics.json reconstructions.png samples.gif curve.png .lock"
     assert {path.name for path in out.iterdir()} == set(files.split())
     metrics = read(out / "metrics.json")
-    named = "dataset source videos frames psnr psnr_min ssim fcs fcs_bound exchange_psnr seconds seed torch "
-    assert {*named.split(), "device", "frames_per_second", "precision", "kernels"} <= set(metrics)
+    assert {*"source videos frames psnr psnr_min ssim fcs seconds device kernels seed".split()} <= {*metrics}
     assert [metrics[key] for key in ("standin", "steps", "mcs", "commit")] == [False, 120, None, None]
     rows = logged(out)
     assert rows["step"].tolist() == list(range(6, 121, 6)) and rows["loss"][-1] < rows["loss"][0]
@@ -671,7 +656,6 @@ def test_checkpoints_of_something_else_are_refused(tmp_path, toy, monkeypatch):
     again = [*toy, "--steps", 2, "--out", "run", "--resume"]
     line = refused(*again, "--width", 8)
     assert "width 4, now it is 8" in line and "--width 4" in line
-    kept = path.read_bytes()
     evil = type("Evil", (), dict(__reduce__=lambda self: (os.mkdir, ("evil",))))()
     state = checkpoint("run")
     model = state["model"] | {"z_s.z": state["model"]["z_s.z"][:2]}
@@ -680,7 +664,7 @@ def test_checkpoints_of_something_else_are_refused(tmp_path, toy, monkeypatch):
     for bad, word in ((state | dict(data={}), "asked_clips"), (dict(settings=evil), "not a checkpoint")):
         torch.save(bad, path)
         assert word in refused(*again) and word in refused("evaluate", "--run", "run")
-    path.write_bytes(kept[:len(kept) // 2])
+    path.write_bytes(path.read_bytes()[:99])
     assert "not a checkpoint" in refused(*again) and not Path("evil").exists()
 
 def test_a_full_disk_is_one_line_that_names_the_file_and_keeps_the_checkpoint(toy, tmp_path):
@@ -694,18 +678,13 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_keeps_the_checkpoint(to
     assert line[0] == 2 and re.fullmatch(rf"nav: {tmp_path}/checkpoint.pt: .*space\n", line[2])
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept and not list(tmp_path.glob(".*tmp*"))
 
-def test_arrows_run_one_way():
-    for path in [ROOT / "data_prep.py", *(ROOT / "kernels").glob("*.py")]:
-        other = r"nav|test_nav|kernels" if path.name == "data_prep.py" else r"nav|test_nav|data_prep"
-        assert not re.search(rf"^\s*(from|import)\s+({other})\b", path.read_text(), re.M), path
-
 # ---- nav: several processes --------------------------------------------------------------------------------
 SHARED_STEPS = [("fast", "static"), ("fast", "grid"), ("fast", "both"), ("paper", "grid")]
 
-def shared_step(recipe, layout):
-    """The state after one update by clips 0 to 3, of all processes, norms in eval mode; and the losses."""
+def shared_step(recipe, layout, norms_learn=False):
+    """The state after one update by clips 0 to 3, of all processes; and the losses."""
     trainer = trainer_of(laid_out(layout), recipe=recipe, batch=4, per_clip=2, lambda_t=0.5)
-    trainer.model.G.eval()
+    trainer.model.G.train(norms_learn)
     rand = torch.rand(4, 7, generator=torch.Generator().manual_seed(1))[nav.RANK::nav.WORLD]
     losses = trainer.update(torch.arange(4 // nav.WORLD), rand)[2]
     return trainer.state(), losses
@@ -715,19 +694,19 @@ def on_each_process(folder):
     nav.join_processes(CPU)
     nav.join_processes = lambda device: None
     nav.HIDDEN = 16
-    found = dict(steps=[shared_step(*each) for each in SHARED_STEPS])
+    found = dict(steps=[shared_step(*each) for each in SHARED_STEPS], norms=shared_step("fast", "grid", True))
     for layout in ("static", "grid"):
         trainer = trainer_of(laid_out(layout), batch=4, per_clip=2)
         end = after(8, trainer).model.state_dict()
         found[layout] = dict(own=trainer.own_rows, end=end, whole=trainer.state()["model"])
     options = [*read(folder / "options.json"), "--out"]
     plain_step = nav.Trainer.step
-    for name, *more in (["whole"], ["half"], ["half", "--resume"], ["from_one", "--resume"], ["for_one"],
-                        ["none", "--batch", 3], ["none", "--clips", 3, "--hold-out-clips", 2],
-                        ["none", "--resume"]):
-        stops = more == [] and name != "whole"  # Ctrl-C reaches one process alone
-        nav.Trainer.step = interrupted_step(12, rank=1) if stops else plain_step
-        found[" ".join(map(str, [name, *more]))] = run(*options, folder / name, *more)
+    for more in ("whole", "half", "half --resume", "from_one --resume", "for_one", "none --batch 3",
+                 "none --clips 3 --hold-out-clips 2", "none --resume"):
+        if more in ("half", "for_one"):  # Ctrl-C reaches one process alone
+            nav.Trainer.step = interrupted_step(12, rank=1)
+        torch.distributed.barrier()  # process 0 has written what the next run reads
+        found[more] = run(*options, *f"{folder}/{more}".split())
         nav.Trainer.step = plain_step
     found["evaluate"] = run("evaluate", "--run", folder / "whole")
     torch.save(found, folder / f"{nav.RANK}.pt")
@@ -763,8 +742,7 @@ def test_two_processes_learn_the_same_networks_and_each_its_own_rows(two, layout
         assert same(here["own"], own)
         for key, value in here["end"].items():
             rows = own.get(key.split(".")[0], ...)
-            assert torch.equal(value, whole[key][rows]) and start[key].shape == whole[key].shape
-            assert not torch.equal(value, start[key][rows]) and value.abs().max() < 10, key
+            assert torch.equal(value, whole[key][rows]) and not torch.equal(value, start[key][rows]), key
 
 @pytest.mark.parametrize("k", range(len(SHARED_STEPS)), ids=map("-".join, SHARED_STEPS))
 def test_two_processes_gradient_is_that_of_one(two, k):
@@ -781,11 +759,15 @@ def test_two_processes_gradient_is_that_of_one(two, k):
         for key, grad in alone.items():
             assert grad.any() and off(here[key], grad)[0] <= 1e-3 * grad.abs().max(), key
 
+def test_two_processes_average_what_norms_learn(two):
+    states = [shared_step("fast", "grid", True)[0], *(each["norms"][0] for each in two[1])]
+    alone, zero, one = (state["model"]["G.layers.0.running_mean"] for state in states)
+    assert alone.any() and same(zero, one) and torch.allclose(zero, alone, atol=1e-7)
+
 def test_two_processes_go_on_bit_for_bit_and_with_another_number(two):
     """Two, stopped by Ctrl-C in one of them and resumed; by two what one began, and the other way round."""
     folder, (zero, one), options = two
-    said = zero["whole"][1]
-    assert said.count("step 40/40") == 1 and "2 processes" in said
+    assert zero["whole"][1].count("step 40/40") == 1 and "2 processes" in zero["whole"][1]
     assert same(learned(folder / "whole"), learned(folder / "half"))
     assert "made by 1 processes" in zero["from_one --resume"][1] and "made by" not in zero["half --resume"][1]
     for name in ("whole", "half --resume", "from_one --resume"):
@@ -824,16 +806,15 @@ def test_a_killed_process_ends_the_other_within_30_seconds(toy, tmp_path):
     finally:
         zero.kill()
         one.kill()
-    line, = (line for line in said.splitlines() if line.startswith("nav:"))
     assert one.returncode == 2 and "Traceback" not in said and checkpoint(tmp_path)["steps_done"] > 0
-    assert "process 1 of 2" in line and "--resume" in line
+    assert said.count("nav: ") == 1 and re.search("nav: process 1 of 2 stops.*--resume", said)
 
 # ---- nav: experiments --------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def grid_run(tmp_path_factory):
     """The folder of a run on a 3 x 3 grid with 3 cells kept from training, of rank 2."""
     folder = tmp_path_factory.mktemp("grid")
-    data_prep.save(grid_clips(), folder / "grid.npz")
+    data_prep.save(laid_out("3 x 3"), folder / "grid.npz")
     good(*"--width 8 --steps 150 --device cpu --precision fp32 --hold-out 3 --rank 2".split(),
          "--dataset", folder / "grid.npz", "--out", folder / "run")
     return folder / "run"
@@ -843,11 +824,10 @@ def loaded(folder):
     return s, model
 
 def test_exchange_interpolation_and_rank_in_a_run(grid_run):
-    config = read(grid_run / "config.json")  # Weizmann's row of Table 6
-    asked = ("D_s", "D_t", "levels", "lambda_t", "conditional")
-    assert [config[key] for key in asked] == [56, 200, 3, 0.1, True]
+    weizmann = dict(nav.TABLE_6["weizmann"], conditional=True)
+    assert read(grid_run / "config.json") == read(grid_run / "config.json") | weizmann
     metrics = read(grid_run / "metrics.json")
-    seen, unseen = nav.keep_from_training(grid_clips(), loaded(grid_run)[0])
+    seen, unseen = nav.keep_from_training(laid_out("3 x 3"), loaded(grid_run)[0])
     expected = []
     for truth, i, k in zip(unseen.videos, unseen.static_id, unseen.transient_id):
         person, action = seen.videos[seen.static_id == i], seen.videos[seen.transient_id == k]
@@ -863,9 +843,9 @@ def test_exchange_interpolation_and_rank_in_a_run(grid_run):
     _, model = loaded(grid_run)
     line = nav.frames_between(model, (0, 0), 1, 4, 3)  # starts and ends on the clip's own frames
     assert len(line) == 5 and torch.equal(line[[0, -1]], nav.videos(model, [0], [0])[0][[1, 4]])
-    for more, frames in (("--clip 1 --frames 2 5 --between 3", 3), ("--fps-factor 3", 10)):
-        said = good("interpolate", "--run", grid_run, "--device", "cpu", *more.split())
-        assert f"{frames} frames between" in said
+    interpolate = ["interpolate", "--run", grid_run, "--device", "cpu"]
+    assert "3 frames between" in good(*interpolate, "--clip", 1, "--frames", 2, 5, "--between", 3)
+    assert "10 frames between" in good(*interpolate, "--fps-factor", 3)
 
 def test_encoding_comes_closer_than_any_known_clip(grid_run, tmp_path):
     s, model = loaded(grid_run)
@@ -937,7 +917,7 @@ def test_other_softwares_clips_are_scored_and_what_is_none_is_named(toy, tmp_pat
     np.savez(tmp_path / "made.npz", clips=toy_clips(2).videos)
     evaluate = ["evaluate", "--real", toy[1], "--device", "cpu", "--out", tmp_path, "--generated"]
     said = good(*evaluate, made)
-    assert "clip3" in said and "notes.txt" in said and "3 clips of 6 frames" in said
+    assert re.search("fewer than 6 frames.*clip3", said) and "notes.txt" in said and "3 clips of 6" in said
     metrics = read(tmp_path / "metrics.json")
     assert (metrics["videos"], metrics["frames"]) == (3, 6) and 0 < metrics["fcs"] <= 1
     assert "2 clips of 6 frames" in good(*evaluate, tmp_path / "made.npz")
@@ -948,8 +928,8 @@ def test_actions_refuse_runs_that_cannot_serve_them(toy, grid_run, tmp_path):
     data_prep.write_gif(toy_clips(1, L=3).videos[0], tmp_path / "short.gif")
     for action, folder, options, word in (
             ("sample", one, "--prior gaussian", "one static"), ("exchange", one, "", "grid"),
-            ("interpolate", grid_run, "--frames 2 7", "--frames"), ("interpolate", grid_run, "--clip 6", "0 to 5"),
-            ("interpolate", grid_run, "--frames 0 3", "--frames"), ("encode", grid_run, "", "--input"),
+            ("interpolate", grid_run, "--frames 2 7", "1 to 6"), ("encode", grid_run, "", "--input"),
+            ("interpolate", grid_run, "--frames 0 3", "1 to"), ("interpolate", grid_run, "--clip 6", "0 to"),
             ("encode", grid_run, f"--input {tmp_path}/short.gif", "3 frames"),
             ("encode", grid_run, f"--input {tmp_path}/none.npz", "none.npz")):
         options = [*options.split(), "--device", "cpu", "--out", tmp_path / "none"]
@@ -957,16 +937,14 @@ def test_actions_refuse_runs_that_cannot_serve_them(toy, grid_run, tmp_path):
     assert not (tmp_path / "none").exists()
 
 def test_bench_says_where_the_time_goes(toy, monkeypatch):
-    class Quick(nav.Timer):
-        def blocked_autorange(self, min_run_time):
-            return super().blocked_autorange(min_run_time=0.05)
-    monkeypatch.setattr(nav, "Timer", Quick)
+    timed = nav.Timer.blocked_autorange
+    monkeypatch.setattr(nav.Timer, "blocked_autorange", lambda self, **_: timed(self, min_run_time=0.05))
     *table, summary, ratio = good("bench", *toy, "--per-clip", 2).splitlines()
     assert any("nav: G " in line for line in table) and "2 clips x 2 frames" in summary
     whole, bare = (float(value) for value in re.findall(r"(\d+\.\d\d) ms", summary))
     assert float(re.fullmatch(r"ratio: (\d+\.\d\d)", ratio)[1]) == pytest.approx(whole / bare, rel=0.05)
 
-# ---- kernels: the losses -----------------------------------------------------------------------------------
+# ---- kernels: the losses, Triton (on a GPU, or interpreted on the CPU) against float64, what runs ----------
 @pytest.mark.parametrize("shape, levels", [((2, 2, 8, 8), 3), ((2, 1, 13, 11), 2), ((1, 3, 16, 9), 1)])
 def test_laplacian_agrees_with_convolution_and_pooling(shape, levels):
     pred = torch.randn(shape, dtype=torch.float64)
@@ -1013,7 +991,6 @@ def test_bad_input_of_the_losses_is_named():
         with pytest.raises(ValueError, match=words):
             loss(*args)
 
-# ---- kernels: Triton against float64 (on a GPU, or interpreted on the CPU) ---------------------------------
 bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
 interpreted = os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available()
 
@@ -1082,14 +1059,11 @@ def test_any_layout_gives_the_same_bits(device):
         assert same(got, want)
     assert got[1].is_contiguous(memory_format=torch.channels_last)
 
-def test_identical_images_and_a_brightness_offset(device):
+def test_identical_images_have_no_loss_and_no_gradient(device):
     target = torch.arange(256, dtype=torch.uint8, device=device).view(1, 1, 16, 16)  # every value
     pred = (target.cpu() / 127.5 - 1).to(device)  # a GPU divides by way of the reciprocal
     losses, grad = laplacian_l1_with_grad(pred, target, torch.ones(1, device=device), 4)
     assert losses.item() == 0 and not grad.any()
-    offset = pred + 0.125
-    losses, grad = laplacian_l1_with_grad(offset, pred, torch.full((1,), 256.0, device=device), 3)
-    assert abs(losses.item() - 0.125) < 1e-6
 
 @pytest.mark.parametrize("dtype, clips, frames, dim", [(fp32, 2, 4, 3), (fp32, 1, 17, 200), (bf16, 1, 16, 50),
                                                        (fp16, 1, 4, 50), (fp32, 1, 64, 8), (fp32, 1, 5, 512)])
@@ -1108,10 +1082,8 @@ def test_triplet_kernel_agrees_with_float64(device, dtype, clips, frames, dim):
     want = plain_triplet(near.double(), 1e-8)
     assert torch.allclose(triplet_margin(near.to(device), 1e-8).cpu(), want, rtol=1e-5, atol=0)
 
-# ---- kernels: which code runs, what it compiles to, and the sweep ------------------------------------------
 def test_what_runs_and_why(monkeypatch, capsys):
     x = torch.zeros(1, 1, 24, 16)
-    cuda = torch.device("cuda")
     for name, value in dict(_said=set(), _HAS_TRITON=True, _INTERPRETED=True).items():
         monkeypatch.setattr(kernels, name, value)
     monkeypatch.setenv("NAV_KERNELS", "torch")
@@ -1123,7 +1095,7 @@ def test_what_runs_and_why(monkeypatch, capsys):
             loss(*args)
     monkeypatch.delenv("NAV_KERNELS")
     for _ in range(2):
-        assert not kernels.use_triton("a", cuda, "2 levels") and kernels.use_triton("a", cuda, None)
+        assert not kernels.use_triton("a", torch.device("cuda"), "2 levels")
     assert capsys.readouterr().err.count("2 levels") == 1
     monkeypatch.setattr(kernels, "_INTERPRETED", False)
     monkeypatch.delenv("CC", raising=False)
@@ -1164,15 +1136,14 @@ def test_what_the_kernel_compiles_to_where_it_trains():
 def test_the_sweep_times_what_is_right_and_names_the_fastest(device, monkeypatch, capsys):
     slow, fast, wrong, *_ = bench.worth_timing(bf16)
     seconds = {slow: 2e-6, wrong: 1e-9, fast: 1e-6}
-    launched = []
     def triton_path(pred, target, weight, levels, launch, path=kernels.laplacian._triton_path):
-        launched.append(launch)
+        seconds["now"] = seconds[launch]
         losses, grad = path(pred, target, weight, levels, launch)
         return losses * (2 if launch is wrong else 1), grad
     monkeypatch.setattr(kernels.laplacian, "_triton_path", triton_path)
     for name, value in dict(
             SWEPT=(1,), DTYPES={"bf16": bf16}, cache_of=lambda _: 1, copy_bandwidth=lambda _: 1e11,
-            clock_graph=lambda run, buffers, *_: run(*buffers[0]) and (seconds[launched[-1]],) * 3,
+            clock_graph=lambda run, buffers, *_: run(*buffers[0]) and (seconds["now"],) * 3,
             worth_timing=lambda dtype: [slow, fast, wrong]).items():
         monkeypatch.setattr(bench, name, value)
     assert len(bench.sweep(device)) == 8
