@@ -343,7 +343,7 @@ def read_clip(source, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, f
             if video and video[0].nbytes * len(video) > MAX_CLIP:
                 raise DataError(f"over {MAX_CLIP} bytes once decoded: a shorter clip is needed")
         if len(video) < least:
-            raise DataError(f"fewer than {least} frames: {len(video)} (GIFs merge equal ones: --fps goes by time)")
+            raise DataError(f"fewer than {least} frames: {len(video)} (GIFs merge equals: --fps counts time)")
     return np.stack(video[:most])
 
 def array_clips(path, skipped):
