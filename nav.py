@@ -76,13 +76,16 @@ class Settings:
     batch: int = setting(32, "clips in a step; on a GPU 128; paper 1", 1)
     per_clip: int = setting(1, "random frames of each clip in a step; 0 and paper: all", 0)
     width: int = setting(32, "channels of the generator before its last layer; on a GPU 64", 1)
-    conditional: bool = setting(False, "the generator takes the transient row as a label; a grid: yes")
+    conditional: bool = setting(False, "G takes the transient row as a label; paper, a grid: yes")
     recurrent: bool = setting(True, "--no-recurrent: without R, every frame has a free code of its own")
     hold_out: int = setting(0, "cells of a grid to keep from training", 0)
     hold_out_clips: int = setting(0, "clips to keep from training, the last ones", 0)
     every: int = setting(1, "train on every K-th frame", 1)
-    window: str = setting("first", "L frames of a longer clip; random: others in each step",
-                          choices=("first", "random"))
+    window: str = setting("first", "L frames of a longer clip; random: others in each step; aligned, and a "
+                                   "grid: those in which people move alike",
+                          choices=("first", "random", "aligned"))
+    augment: bool = setting(False, "shift and recolour frames and tell G so; a grid with --hold-out: yes")
+    decay: float = setting(0.0, "of G's matrices, in units of lr_G; a grid 2.5", 0)
     rank: int = setting(0, "rho of Eq. 7, for interpolation; 0: full rank", 0)
     precision: str = setting("auto", "of the generator; auto: bf16 where it is faster",
                              choices=("auto", "fp32", "bf16"))
@@ -101,7 +104,7 @@ PAPER_RATES = {  # its other columns, for --recipe paper
 # Table 6's epochs of gamma times those of Z_V and theta, for every clip. The paper does not say how they
 # nest: we read 5 rounds of 300 updates, each of both stages.
 PAPER_UPDATES = {"chair": 5 * 300, "weizmann": 5 * 700, "golf": 10 * 1000}
-FAST_STEPS = {"chair": 2650, "weizmann": 2250, "golf": 2650}  # about two minutes on two cores
+FAST_STEPS = {"chair": 2650, "weizmann": 3000, "golf": 2650}  # about two minutes on two cores
 HIDDEN = 500  # units of the GRU (Sec. 4.2)
 NORM_WARMUP = 0.1  # fast recipe: G's norms learn in this share of the steps, at least 100, then: eval mode
 HARD_CLIP_POWER = 3.0  # fast recipe: a clip of twice the mean loss comes 2^3 times as often (Batches.choose)
@@ -187,7 +190,7 @@ class Generator(nn.Module):
     labels > 0 makes it conditional (Mirza & Osindero): the one-hot label enters through a projection of its
     own and takes a quarter of the first layer's channels."""
 
-    def __init__(self, D, size, width, labels=0):
+    def __init__(self, D, size, width, labels=0, augment=False):
         super().__init__()
         channels = [width * size // 8 >> i for i in range(int(math.log2(size // 4)))]  # 64: 8w, 4w, 2w, w
         label_channels = channels[0] // 4 if labels else 0
@@ -205,9 +208,15 @@ class Generator(nn.Module):
                 nn.init.normal_(module.weight, 0, 0.02)
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.weight, 1, 0.02)
+        if augment:
+            self.augmentation = nn.Linear(4, self.code.out_features, bias=False)
+            nn.init.normal_(self.augmentation.weight, 0, 0.02)
 
-    def forward(self, codes, label):
-        x = self.code(codes).view(len(codes), 4, 4, -1)                      # (M, 4, 4, 8w), channels last
+    def forward(self, codes, label, numbers=None):
+        x = self.code(codes)
+        if numbers is not None:                                              # of an augmented frame (M, 4)
+            x = x + self.augmentation(numbers)
+        x = x.view(len(codes), 4, 4, -1)                                     # (M, 4, 4, 8w), channels last
         if self.labels:
             one_hot = F.one_hot(label, self.labels).to(codes.dtype)
             x = torch.cat([x, self.label(one_hot).view(len(codes), 4, 4, -1)], 3)
@@ -222,16 +231,17 @@ class Model(nn.Module):
         self.z_s = Dictionary(static_rows, s.D_s, momentum=momentum)
         self.z_t = Dictionary(transient_rows, L, s.D_t, momentum=momentum, rank=s.rank)
         self.R = Recurrent(s.D_t) if s.recurrent else nn.Identity()
-        self.G = Generator(s.D_s + s.D_t, size, s.width, transient_rows if s.conditional else 0)
+        labels = transient_rows if s.conditional else 0
+        self.G = Generator(s.D_s + s.D_t, size, s.width, labels, s.augment)
         self.bf16 = s.precision == "bf16"
 
     @record_function("nav: G")
-    def render(self, z_s, r, label):
+    def render(self, z_s, r, label, numbers=None):
         """Eq. 2 behind R: G([z_s ; r_i]), z_s [B, D_s], r [B, T, D_t], label [B] -> [B*T, 3, H, W]."""
         B, T, _ = r.shape
         codes = torch.cat([z_s[:, None].expand(B, T, -1), r], 2).flatten(0, 1)  # (B*T, D_s + D_t)
         with torch.autocast(r.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.G(codes, label.repeat_interleave(T))
+            return self.G(codes, label.repeat_interleave(T), numbers)
 
 # ---- the objective (Sec. 3.1 to 3.3, Eq. 4 to 6) -----------------------------------------------------------
 def objective(model, s, batch, z_s, z_t, row_of_clip, triplet=True):
@@ -241,13 +251,13 @@ def objective(model, s, batch, z_s, z_t, row_of_clip, triplet=True):
     (on a CPU each of them once), row_of_clip [B] says which is whose. Every leaf that asks for a gradient has
     it afterwards, of l_triplet only with `triplet`. Returns v_hat [B*F, 3, H, W], frame_loss [B*F] and
     [loss, l_rec, l_triplet], all detached."""
-    _, label, times, v = batch                                               # label: the transient row
+    _, label, times, v, numbers = batch                                      # label: the transient row
     B, n = times.shape                                                       # n: F frames of each clip
     r = model.R(z_t)                                                         # (rows, L, D_t)
     # index_select, since threads add up the gradient of r[row_of_clip] in any order
     r_of_clips = r.index_select(0, row_of_clip)                              # (B, L, D_t)
     r_of_frames = r_of_clips.gather(1, times[:, :, None].expand(-1, -1, r.shape[2]))  # (B, F, D_t)
-    v_hat = model.render(z_s, r_of_frames, label)                            # (B*F, 3, H, W)
+    v_hat = model.render(z_s, r_of_frames, label, numbers)                   # (B*F, 3, H, W)
 
     weight = torch.full((B, n), 1 / n, device=r.device)                      # l_rec: mean over frames
     weight[:, 0] += s.lambda_s                                              # l_static (Eq. 4): frame k is the
@@ -281,6 +291,8 @@ class Trainer:
             z_s, z_t = codes_from_clips(clips, s.D_s, s.D_t)
             model.z_s.start_from(z_s)
             model.z_t.start_from(z_t)
+            if s.recurrent:
+                start_like_codes(model.R, model.z_t.z)
             matrices = [layer.weight for layer in model.G.layers if isinstance(layer, nn.ConvTranspose2d)]
         clips, self.own_rows = share_of_process(clips, model)
         self.s = s
@@ -329,7 +341,7 @@ class Trainer:
         s = self.s
         m = self.model
         batch = self.batches.gather(clips, rand)
-        static_ids, row_ids, _, v = batch
+        static_ids, row_ids, _, v, _ = batch
         row_of_clip = self.arange_B
         if v.device.type == "cpu":  # R runs once for clips that share a row (a GPU would have to wait)
             row_ids, row_of_clip = row_ids.unique(return_inverse=True)
@@ -350,6 +362,8 @@ class Trainer:
         if s.recipe == "fast":                                               # one backward serves both stages
             for optimiser in self.optimisers_G:
                 optimiser.step()
+            if s.decay:
+                decay_matrices(m.G, s.decay * self.optimisers_G[0].param_groups[0]["lr"])
         self.optimiser_R.step()
         m.zero_grad()
         m.z_s.update(static_ids, z_s.grad, self.lr_Z)
@@ -396,6 +410,7 @@ class Batches:
         self.B = s.batch // WORLD
         self.F = s.per_clip or self.L
         self.random_window = s.window == "random"
+        self.augment = s.augment
         self.power = HARD_CLIP_POWER if s.recipe == "fast" else 0.0
         self.times_met = torch.zeros(self.N, device=device)
         self.clip_loss = torch.ones(self.N, device=device)
@@ -404,7 +419,8 @@ class Batches:
 
     @record_function("nav: choose clips")
     def choose(self):
-        """The clips of a step [B], no two the same, and random numbers [B, L + 1] for windows and frames.
+        """The clips of a step [B], no two the same, and random numbers for windows, frames and augmentation:
+        [B, L + 1], with --augment [B, L + 1 + 5 F].
 
         The clips met least often come next, at random among equals: every pass is a new permutation. The fast
         recipe does importance sampling: a meeting counts (mean loss / the clip's loss)^HARD_CLIP_POWER, from
@@ -413,18 +429,22 @@ class Batches:
         clips = (self.times_met + rand(self.N)).topk(self.B, largest=False).indices
         ease = self.clip_loss.mean() / self.clip_loss[clips].clamp(min=1e-9)
         self.times_met[clips] += (ease ** self.power).clamp(1 / 8, 8)
-        return clips, rand(self.B, self.L + 1)
+        return clips, rand(self.B, self.L + 1 + (5 * self.F if self.augment else 0))
 
     @record_function("nav: gather frames")
     def gather(self, clips, rand):
         """static_id [B], transient_id [B], times [B, F], v uint8 [B*F, 3, H, W] of chosen clips: F different
-        frames of each, in random order, of which the first is the k of l_static."""
-        times = rand[:, 1:].argsort(1)[:, :self.F]
+        frames of each, in random order, of which the first is the k of l_static; and what `augment` gives."""
+        times = rand[:, 1:self.L + 1].argsort(1)[:, :self.F]
         offset = self.offset[clips]
         if self.random_window:
             offset = offset + (rand[:, 0] * (self.length[clips] - self.L + 1)).long()
         v = self.frames[offset[:, None] + times]                             # (B, F, H, W, 3)
-        return self.static_id[clips], self.transient_id[clips], times, v.flatten(0, 1).permute(0, 3, 1, 2)
+        v = v.flatten(0, 1).permute(0, 3, 1, 2)
+        numbers = None
+        if self.augment:
+            v, numbers = augment(v, rand[:, self.L + 1:].reshape(-1, 5))
+        return self.static_id[clips], self.transient_id[clips], times, v, numbers
 
     def learn(self, clips, frame_loss):
         """Keep a running mean of each clip's loss: clips [B], frame_loss [B*F]."""
@@ -444,6 +464,28 @@ class Batches:
         self.rng.set_state(states[RANK]["rng"].cpu())
         return True
 
+def augment(v, rand, most=4):
+    """Conditional augmentation (Karras et al., 2022): what G is told of, it need not learn by heart.
+
+    Frames v uint8 [M, 3, H, H] and rand [M, 5] in [0, 1) -> frames like v and numbers [M, 4]. Half of them
+    are shifted by up to `most` pixels, edges repeated; half have their colours turned about the grey axis:
+    white stays white. An untouched frame keeps its bytes, and its numbers are 0, as at generation."""
+    M, _, H, _ = v.shape
+    moved, turned = (rand[:, :2] < 0.5).float().unbind(1)                    # (M,), (M,)
+    shift = ((rand[:, 2:4] * (2 * most + 1)).floor() - most) * moved[:, None]  # (M, 2) right, down
+    angle = (2 * rand[:, 4] - 1) * math.pi * turned                          # (M,)
+    centres = (2 * torch.arange(H, device=v.device) + 1) / H - 1             # (H,) of pixels, in [-1, 1]
+    x, y = (centres - 2 * shift[:, :, None] / H).unbind(1)                   # (M, H): where pixels come from
+    grid = torch.stack([x[:, None].expand(M, H, H), y[:, :, None].expand(M, H, H)], 3)
+    out = F.grid_sample(v.float(), grid, padding_mode="border", align_corners=False)
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]        # (M, 1, 1)
+    one = torch.eye(3, device=v.device)
+    cross = (one.roll(1, 0) - one.roll(-1, 0)) / 3 ** 0.5                    # with the grey axis (Rodrigues)
+    out = (one * cos + (1 - cos) / 3 + cross * sin) @ out.flatten(2)         # (M, 3, H * H)
+    numbers = torch.cat([shift / most, cos[:, 0] - 1, sin[:, 0]], 1)
+    return out.view(v.shape).round().clamp(0, 255).to(torch.uint8), numbers
+
+
 # ---- the fast recipe's parts -------------------------------------------------------------------------------
 def schedule(step, steps, warm_up=50):
     """The fast recipe's rates: a short linear warm-up, all for half the steps, a line to zero. In (0, 1]."""
@@ -459,7 +501,7 @@ def principal_components(x, k):
 def codes_from_clips(clips, D_s, D_t):
     """First codes, by PCA of frames of 8 x 8: like clips and like frames start close together.
 
-    z_s [rows, D_s] is of the mean frame of a row's clips, z_t [rows, L, D_t] of its frames less that mean."""
+    z_s [rows, D_s] is of a static row's mean frame, z_t [rows, L, D_t] of the frames less that mean."""
     N, L, H = clips.videos.shape[:3]
     small = torch.empty(N, L, 192)
     for video, out in zip(clips.videos, small):  # one by one: all as floats may be more than the memory holds
@@ -472,10 +514,34 @@ def codes_from_clips(clips, D_s, D_t):
         total = torch.zeros(len(names), *values.shape[1:]).index_add_(0, ids, values)
         return total / count.view(-1, *[1] * (values.ndim - 1))
 
-    still = mean_of_rows(clips.static_id, clips.static_names, mean)          # (rows, 192)
-    moves = mean_of_rows(clips.transient_id, clips.transient_names, small - mean[:, None])  # (rows, L, 192)
+    still = mean_of_rows(clips.static_id, clips.static_names, mean)          # (static rows, 192)
+    small -= still[clips.static_id][:, None]
+    moves = mean_of_rows(clips.transient_id, clips.transient_names, small)   # (transient rows, L, 192)
     z_t = principal_components(moves.flatten(0, 1), D_t)
     return principal_components(still, D_s), z_t.unflatten(0, (-1, L))
+
+@torch.no_grad()
+def start_like_codes(R, z_t, rows=256):
+    """Fit R's linear map (ridge regression) so that R(z_t) starts at z_t [rows, L, D_t].
+
+    PyTorch's first R shrinks what varies in r to a sixth of a static code's norm: G would start nearly blind
+    to what moves."""
+    z = z_t[:rows]
+    h = F.pad(gru(R.gru, z).flatten(0, 1).double(), (0, 1), value=1.0)       # (rows * L, HIDDEN + 1)
+    square = h.T @ h
+    square.diagonal().add_(1e-3 * square.diagonal().mean())
+    fitted = torch.linalg.solve(square, h.T @ z.flatten(0, 1).double())      # (HIDDEN + 1, D_t)
+    R.out.weight.copy_(fitted[:-1].T)
+    R.out.bias.copy_(fitted[-1])
+
+
+@torch.no_grad()
+def decay_matrices(G, share):
+    """Decoupled weight decay of G's matrices, not of its norms and biases. share: a tensor."""
+    for p in G.parameters():
+        if p.ndim > 1:
+            p.mul_(1 - share)
+
 
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose updates of a matrix have equal singular values (Jordan et al., 2024).
@@ -801,6 +867,45 @@ def compact(clips):
     return replace(clips, static_id=static_id, static_names=[clips.static_names[row] for row in i],
                    transient_id=transient_id, transient_names=[clips.transient_names[row] for row in k])
 
+def movement(film):
+    """What moves in a film uint8 [T, H, W, 3], frame by frame -> [T, 256], of mean square norm 1.
+    It is |frame - the frame before|, grey, averaged to 16 x 16."""
+    grey = torch.from_numpy(film).float().mean(3)                            # (T, H, W)
+    change = (grey[1:] - grey[:-1]).abs()
+    coarse = F.adaptive_avg_pool2d(torch.cat([change[:1], change])[:, None], 16).flatten(1)
+    return coarse / coarse.square().sum(1).mean().sqrt().clamp(min=1e-9)
+
+
+def aligned(clips, starts=64, sweeps=40):
+    """--window aligned: the Clips whose videos are the L frames in which clips of a transient row move alike.
+
+    Of each row, film after film takes the window that moves most like the mean of the others', until none
+    changes, from many random starts. The start whose windows differ least per motion of their mean wins."""
+    L = clips.videos.shape[1]
+    films = np.split(clips.full, clips.length.cumsum()[:-1])
+    begin = np.zeros(len(films), int)
+    rng = torch.Generator().manual_seed(0)
+    for row in range(len(clips.transient_names)):
+        members = np.flatnonzero(clips.transient_id == row)
+        if len(members) < 2:
+            continue
+        windows = [movement(films[j]).unfold(0, L, 1).flatten(1) for j in members]  # (T - L + 1, 256 L) each
+        at = torch.stack([torch.randint(len(w), (starts,), generator=rng) for w in windows])
+        chosen = torch.stack([w[i] for w, i in zip(windows, at)])            # (films, starts, 256 * L)
+        for _ in range(sweeps):
+            before = at.clone()
+            for k, w in enumerate(windows):
+                others = (chosen.sum(0) - chosen[k]) / (len(windows) - 1)    # (starts, 256 * L)
+                at[k] = torch.cdist(others, w).argmin(1)
+                chosen[k] = w[at[k]]
+            if at.equal(before):
+                break
+        mean = chosen.mean(0)                                                # (starts, 256 * L)
+        differ = (chosen - mean).square().sum((0, 2)) / mean.square().sum(1).clamp(min=1e-9)
+        begin[members] = at[:, differ.argmin()].numpy()
+    videos = np.stack([film[start:start + L] for film, start in zip(films, begin)])
+    return replace(clips, videos=videos, full=None, length=None)
+
 def keep_from_training(everything, s):
     """--hold-out, --hold-out-clips, --every -> (the Clips to train on, the Clips kept from it). DataError.
 
@@ -828,10 +933,13 @@ def choose_settings(args, row, clips, device):
     """Table 6's row, the recipe's values, the options -> (Settings, why this precision). Raises DataError."""
     all_N, all_L, H, W, _ = clips.videos.shape
     N = max(1, all_N - (args.hold_out or 0) - (args.hold_out_clips or 0))    # clips to train on
-    values = dict(TABLE_6[row], conditional=row == "weizmann", steps=FAST_STEPS[row])
+    values = dict(TABLE_6[row], steps=FAST_STEPS[row])
+    grid = row == "weizmann"
     if args.recipe == "paper":
-        values.update(PAPER_RATES[row], batch=1, per_clip=0, steps=PAPER_UPDATES[row] * N)
-    elif device.type == "cuda":
+        values.update(PAPER_RATES[row], conditional=grid, batch=1, per_clip=0, steps=PAPER_UPDATES[row] * N)
+    elif grid:
+        values.update(window="aligned", augment=bool(args.hold_out), decay=2.5)
+    if args.recipe != "paper" and device.type == "cuda":
         values.update(width=64, batch=128)
     asked = {f.name: getattr(args, f.name) for f in fields(Settings)}
     s = Settings(**values | {name: value for name, value in asked.items() if value is not None})
@@ -970,6 +1078,7 @@ def clips_of_run(args, s, data):
         looked = " and ".join(str(data_path(name).resolve()) for name in names)
         raise DataError(f"{args.run}: its clips are not at {looked}; --dataset PATH.npz says where they are")
     clips, _, _ = find_clips(name, data["asked_clips"], s.layout, drawn)
+    clips = aligned(clips) if s.window == "aligned" else clips
     if fingerprint(clips) != data["fingerprint"]:
         raise DataError(f"{name} does not hold the clips that {args.run} was trained on "
                         f"({data['source'][:60]}); --dataset names those, or train afresh")
@@ -1173,6 +1282,7 @@ def train(args):
     dataset = args.dataset or "chair"
     everything, row, path = find_clips(dataset, args.clips, args.layout)
     s, why = choose_settings(args, row, everything, device)
+    everything = aligned(everything) if s.window == "aligned" else everything
     clips, _ = keep_from_training(everything, s)
     N, L, size = clips.videos.shape[:3]
     out = Path(args.out or f"runs/{Path(dataset).stem}")
@@ -1418,7 +1528,8 @@ def prepare(args):
         raise DataError(f"{args.action} trains on everything: no --hold-out, --hold-out-clips or --every")
     device = choose_device(args.device)
     clips, row, _ = find_clips(args.dataset or "chair", args.clips, args.layout)
-    return device, clips, row, *choose_settings(args, row, clips, device)
+    s, why = choose_settings(args, row, clips, device)
+    return device, aligned(clips) if s.window == "aligned" else clips, row, s, why
 
 ABLATION = {  # Tables 2 and 4, chairs: the paper's MCS and FCS, what a row changes; -R is not in the paper
     "-Z": (3.96, 0.75, None),  # codes that nobody learned, for the G and R of +triplet +static
