@@ -59,7 +59,8 @@ def printable(name, most=80):
 def reading(where, what="cannot be decoded", skipped=None):
     """Around a decoder: what damaged bytes make it raise becomes a DataError, or is counted in `skipped`."""
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     except ConnectionError:  # no damage
         raise
