@@ -9,10 +9,10 @@ A data/NAME.npz that is there is left alone without --force. Frames are cut to a
 """
 import argparse
 import bz2
-import colorsys
 import contextlib
 import dataclasses
 import gzip
+import hashlib
 import io
 import itertools
 import math
@@ -28,7 +28,10 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from drawings import ACTIONS, KEPT, MOTIONS, PERSONS, draw_clip, make_chair, make_person, render_chair
 
 # What is read is never trusted: these bounds hold before memory is taken.
 MAX_PIXELS = 1 << 24  # of one picture (4096 x 4096), read from its header
@@ -93,6 +96,21 @@ class Clips:
     @property
     def standin(self):
         return self.source.startswith("drawn")
+
+    @property
+    def grid(self):
+        """Whether clips share rows of both dictionaries, as persons x actions do."""
+        rows = len(self.static_names), len(self.transient_names)
+        return 1 < min(rows) and max(rows) < len(self.names)
+
+    @property
+    def fingerprint(self):
+        """SHA-256 of all that training sees."""
+        digest = hashlib.sha256()
+        for array in (self.full, self.length, self.static_id, self.transient_id):
+            digest.update(str(array.shape).encode())
+            digest.update(np.ascontiguousarray(array).data)  # no copy: it may be all the memory there is
+        return digest.hexdigest()
 
     def __str__(self):
         N, L, H, W = self.videos.shape[:4]
@@ -216,6 +234,41 @@ def write_gif(video, path, fps=8):
     first, *others = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
                       for frame in video[::every]]
     write_beside(path, lambda to: first.save(to, save_all=True, append_images=others, duration=delay, loop=0))
+
+def side_by_side(clips):
+    """uint8 [K, L, H, W, 3] -> one video [L, rows * H, columns * W, 3] of all of them."""
+    across = int(np.ceil(len(clips) ** 0.5))
+    tiles = np.concatenate([clips, np.full_like(clips[:1], 255).repeat(-len(clips) % across, 0)])
+    tiles = tiles.reshape(-1, across, *clips.shape[1:]).transpose(2, 0, 3, 1, 4, 5)
+    return tiles.reshape(clips.shape[1], -1, across * clips.shape[3], 3)
+
+def chart(path, seconds, panels):
+    """A PNG of curves over seconds. panels: {title: (values, whether their axis is logarithmic)}."""
+    def ticks(low, high):
+        step = next(m * 10.0**e for e in range(-6, 9) for m in (1, 2, 5) if high - low <= 6 * m * 10.0**e)
+        return step * np.arange(np.ceil(low / step), high // step + 1)
+
+    image = Image.new("RGB", (640, 260 * len(panels)), "white")
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(13)
+    across = 560 / seconds[-1]
+    for top, (title, (values, logarithmic)) in zip(itertools.count(30, 260), panels.items()):
+        scale = np.log10 if logarithmic else np.asarray
+        values = np.clip(values, 1e-6, None)
+        marks = np.outer(10.0 ** np.arange(-6, 4), (1, 1.5, 2, 3, 5, 7)).ravel()
+        marks = marks if logarithmic else ticks(values.min(), values.max())
+        low, high = scale(values.min()) - 0.02, scale(values.max()) + 0.02
+        y = top + 180 * (high - scale(values)) / (high - low)
+        for mark, at in zip(marks, top + 180 * (high - scale(marks)) / (high - low)):
+            if top <= at <= top + 180:
+                draw.line((60, at, 620, at), (225,) * 3)
+                draw.text((52, at), f"{mark:g}", "black", font, anchor="rm")
+        for second in ticks(0, seconds[-1]):
+            draw.text((60 + across * second, top + 186), f"{second:g} s", "black", font, anchor="mt")
+        draw.text((60, top - 20), title, "black", font)
+        draw.rectangle((60, top, 620, top + 180), None, (150,) * 3)
+        draw.line(list(zip(60 + across * np.array(seconds), y)), (31, 119, 180), 2)
+    write_beside(path, image.save)
 
 # ---- Clips in: pictures, strips, folders of frames, videos -----------------------------------------------
 def crop_resize(image, size=None, crop=True, share=1.0):
@@ -410,110 +463,7 @@ def report_skipped(skipped):
     for why, names in skipped.values():
         print(f"skipped {len(names)}: {why}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
 
-# ---- Drawn chairs: what `--dataset chair` trains on until the real renders are there ----------------------
-# A chair is a list of convex solids, which may overlap. A solid is a lower and an upper ring of corners,
-# complex [2n] (x + iy in metres; the front is +y), their heights [2n] and a colour.
-
-AZIMUTHS = 31  # those of 'Seeing 3D Chairs', at an elevation of 20 degrees
-SUPERSAMPLE = 4  # rays of a pixel: 4 x 4
-
-def colour(hue, saturation, value):  # each 0 to 1 -> RGB, 0 to 255
-    return 255 * np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
-
-def ring(wide, deep=None, sides=4):  # half sizes -> complex corners of a rectangle, or of an ellipse
-    corners = np.exp(2j * np.pi * (np.arange(sides) + 0.5) / sides) / np.cos(np.pi / sides)
-    return corners.real * wide + 1j * corners.imag * (deep or wide)
-
-def make_chair(rng):  # no part is thinner than a pixel of a 64 x 64 frame
-    uniform = rng.uniform
-    frame = colour(uniform(0.05, 0.1), uniform(0, 0.75), uniform(0.2, 0.95))  # wood, grey, white
-    soft = colour(uniform(), uniform(0.25, 0.9), uniform(0.45, 0.95))
-    w, d, seat = uniform((0.21, 0.20, 0.38), (0.28, 0.26, 0.50))  # half sizes of the seat, and its height
-    height, lean, leg = uniform((0.36, 0.03, 0.022), (0.60, 0.14, 0.032))
-    back = rng.choice(["panel", "padded", "slats", "spindles", "tub"])
-    sides = 16 if back == "tub" else 4
-    solids = []
-
-    def add(low, high, lower, upper=None, tint=frame):
-        rings = np.concatenate([lower, lower if upper is None else upper])
-        heights = np.concatenate([low + 0 * lower.real, high + 0 * lower.real])
-        solids.append((rings, heights, tint))
-        if abs(rings.real.mean()) > 1e-9:  # what is not in the middle has a twin on the other side
-            solids.append((-rings.conj(), heights, tint))
-
-    add(seat - 0.04, seat, ring(w, d, sides), tint=soft if uniform() < 0.5 else frame)
-    if uniform() < 0.5:  # a cushion
-        add(seat, seat + 0.04, ring(0.86 * w, 0.86 * d, sides), ring(0.8 * w, 0.8 * d, sides), soft)
-    x, y = np.array([w, d]) * (0.72 if back == "tub" else 1) - leg - 0.01  # where legs meet the seat
-    straight = [(0, seat - 0.02, corner + ring(leg)) for corner in (x + 1j * y, x - 1j * y)]
-    column = (0.02, seat - 0.02, ring(0.042, sides=12), ring(0.032, sides=12))
-    spokes = [way * (w / 2 + ring(w / 2, 0.022)) for way in np.exp(1j * np.radians([90, 18, -54]))]
-    legs = dict(straight=straight,
-                splayed=[(0, high, uniform(1.15, 1.4) * spot, spot) for _, high, spot in straight],
-                sled=[*straight, (0, 1.6 * leg, x + ring(leg, y + leg))],
-                pedestal=[column, (0, 0.035, ring(w, sides=16), ring(0.85 * w, sides=16))],
-                star=[column, *((0, 0.045, spoke) for spoke in spokes)])
-    arms = dict(none=[], posts=[(seat - 0.04, seat + 0.2, w - 0.02 + 1j * (d - 0.06) + ring(0.018)),
-                                (seat + 0.2, seat + 0.23, w - 0.02 - 0.02j + ring(0.026, d))],
-                panels=[(seat * uniform(0.4, 0.9), seat + 0.2, w + 0.03 + ring(0.03, d), None, soft)])
-    for part in legs[rng.choice(list(legs))] + arms[rng.choice(list(arms)) if back != "tub" else "none"]:
-        add(*part)
-    post = (w - 0.022, 0, 1, 0.022, 0.022, frame)
-    backs = dict(panel=[(0, 0, 1, w, 0.022, soft)],
-                 padded=[post, (0, uniform(0.15, 0.4), 0.96, w - 0.03, 0.028, soft)],
-                 slats=[post, *((0, h, h + 0.15, w - 0.03, 0.014, frame) for h in (0.3, 0.55, 0.8))],
-                 spindles=[post, (0, 0.84, 0.97, w - 0.03, 0.02, frame),
-                           *((x * w, 0, 0.9, 0.014, 0.014, frame) for x in (0, 0.3, 0.6))], tub=[])
-    for x, low, high, wide, deep, tint in backs[back]:  # low, high: shares of the height of the leaning back
-        lower, upper = (x - 1j * (d - 0.02 + lean * share) + ring(wide, deep) for share in (low, high))
-        add(seat + low * height, seat + high * height, lower, upper, tint)
-    for a, b in itertools.pairwise(np.linspace(0, uniform(1.7, 2.1), 8)) if back == "tub" else ():
-        angle = np.array([a, b, b, a])  # of a wedge, from the rear
-        wall = (w * np.sin(angle) - 1j * d * np.cos(angle)) * [0.84, 0.84, 0.99, 0.99]
-        add(seat, seat + height * (0.42 - 0.23 * wall.imag / d), wall, tint=soft)  # lower in front
-    return solids
-
-def render_chair(solids, frames, size):
-    """Solids -> uint8 [frames, size, size, 3], azimuth k * 360 / 31; all azimuths together fill the frame."""
-    up, level = np.sin(np.radians(20)), np.cos(np.radians(20))
-    turns = np.exp(2j * np.pi * np.arange(AZIMUTHS) / AZIMUTHS)[:, None]
-    seen = []  # corners [31, 2n, 3]: right, down and depth from a camera 3 m from the chair's middle
-    for rings, heights, _ in solids:
-        spot = turns * rings
-        z = heights - 0.45
-        seen.append(np.stack([-spot.real, up * spot.imag - level * z, 3 - level * spot.imag - up * z], -1))
-    flat = [points[..., :2] / points[..., 2:] for points in seen]
-    low, high = (extreme(np.concatenate(flat, 1), (0, 1)) for extreme in (np.min, np.max))
-    big = size * SUPERSAMPLE
-    step = ((high - low) / (0.92, 0.8)).max() / big  # from ray to ray
-    x, y = (np.arange(big) + 0.5 - big / 2) * step + (low + high)[:, None] / 2
-    rays = np.stack([*np.meshgrid(x, y), np.ones((big, big))]).astype(np.float32)
-    # Along a ray, 1 / depth of a plane is linear in the ray's x and y. A ray enters a convex solid through
-    # the farthest of the planes that face the camera, and leaves it through the nearest of the others.
-    views = min(frames, AZIMUTHS)
-    nearest = np.zeros((views, big, big), np.float32)  # 1 / depth of what each ray meets first
-    pictures = np.full((views, big, big, 3), 255, np.uint8)
-    for points, spots, (rings, _, tint) in zip(seen, flat, solids):
-        n = len(rings) // 2
-        k = np.arange(n)
-        faces = np.hstack([(k, np.roll(k, -1), k + n), ((0, n), (1, n + 1), (2, n + 2))])  # 3 corners of each
-        a, b, c = points[:, faces].swapaxes(0, 1)
-        planes = np.cross(b - a, c - a)
-        planes /= (planes * a).sum(-1, keepdims=True) + 1e-9  # now planes @ point = 1 on the face
-        front = (planes * points.mean(1, keepdims=True)).sum(-1) > 1  # the solid is behind these
-        light = planes @ (-0.42, 0.71, 0.57) / np.sqrt((planes**2).sum(-1))
-        paint = np.clip((0.45 + 0.5 * np.maximum(light, 0))[..., None] * tint, 0, 245).astype(np.uint8)
-        for k in range(views):
-            x0, x1 = np.searchsorted(x, (spots[k, :, 0].min(), spots[k, :, 0].max()))
-            y0, y1 = np.searchsorted(y, (spots[k, :, 1].min(), spots[k, :, 1].max()))
-            window = np.s_[k, y0:y1, x0:x1]
-            inverse = np.tensordot(planes[k].astype(np.float32), rays[:, y0:y1, x0:x1], 1)  # 1 / depth
-            enter = inverse[front[k]]
-            hit = enter.min(0) > np.maximum(inverse[~front[k]].max(0), nearest[window])
-            nearest[window][hit] = enter.min(0)[hit]
-            pictures[window][hit] = paint[k, front[k]][enter.argmin(0)[hit]]
-    return np.stack([Image.fromarray(pictures[k % AZIMUTHS]).reduce(SUPERSAMPLE) for k in range(frames)])
-
+# ---- Drawn stand-ins, until the real clips are there (drawings.py) ---------------------------------------
 def draw_chairs(clips=64, frames=16, size=64, seed=0, progress=lambda done, total: None):
     """Drawn chairs -> Clips, uint8 [clips, frames, size, size, 3]: an identity a clip, one rotation for all.
     Clip j depends on seed and j alone. progress(done, total) is called after every clip."""
@@ -525,83 +475,6 @@ def draw_chairs(clips=64, frames=16, size=64, seed=0, progress=lambda done, tota
     return Clips(videos, np.arange(clips), np.zeros(clips, np.int64), names, ["rotation"], names,
                  f"drawn chairs (seed {seed}), a stand-in: python data_prep.py chair prepares the real ones")
 
-# ---- Drawn people: what `--dataset weizmann` trains on until the real films are there ---------------------
-# A person is a build, colours and a still background. Points are complex, x + iy with y down.
-
-PERSONS = ("daria", "denis", "eli", "ido", "ira", "lena", "lyova", "moshe", "shahar")
-KEPT = 40  # frames of a drawn clip: a window of 16 and more than a period of any action
-# Seen from the side?; frames of a period, and to cross the picture (0: stays); phase of the far limbs. Then
-# four key values, or 2 that come twice, or 1 that stays, of thigh, knee, arm, elbow, lean (degrees, forwards,
-# or outwards if seen from the front) and lift (off the ground, in heights of the person; below 0 legs bend).
-MOTIONS = dict(
-    bend=(True, 32, 0, 0, (2, -4), -2, (4, 22), 4, (0, 126), 0),
-    jack=(False, 12, 0, 0, (2, 16, 29, 16), 0, (10, 85, 160, 85), 6, 0, (0, 0.08)),
-    jump=(True, 8, 16, 0, (62, -4, 34, 28), (-105, -12, -56, -40), (-60, 60, 110, 30), 15,
-          (44, 14, 6, 16), (0, 0.08, 0.2, 0.02)),
-    pjump=(False, 16, 0, 0, 3, 0, (10, 26), 4, 0, (-0.26, 0.2)),
-    run=(True, 8, 10, 0.5, (52, 6, -36, 16), (-50, -24, -26, -105), (-50, -5, 45, 0), 80, 15, (0.05, 0)),
-    side=(False, 14, 15, 0, (32, 2), 0, (28, 14), 8, 0, (0, 0.06)),
-    skip=(True, 16, 14, 0.5, (78, 24, -14, 10), (-95, -18, -8, -45), (-40, 0, 50, 10), 30, 4, (0.13, 0)),
-    walk=(True, 12, 15, 0.5, (28, 2, -26, 14), (-6, -4, -16, -52), (-26, 0, 26, 0), 14, 3, 0),
-    wave1=(False, 16, 0, 0, 4, 0, (114, 142), (-16, 66), 0, 0),
-    wave2=(False, 16, 0, 0, 4, 0, (84, 150), (-8, 50), 0, 0))
-ACTIONS = tuple(MOTIONS)
-
-def make_background(rng, hue, kind, size):  # a wall over a ground -> [size, size, 3], 0 to 255
-    rows, columns = ((14, 7), (6, 6), (1, 10), (10, 1))[kind]  # bricks, slabs, planks, boards
-    y, x = (np.mgrid[:size, :size][..., None] + 0.5) / size
-    row = (y * rows).astype(int)
-    column = x * columns + 0.5 * (row % 2)  # every other row is shifted
-    stones = rng.normal(1, 0.07, (rows, columns + 1))[row, column.astype(int)]
-    joints = (y * rows % 1 < 0.016 * rows) | (column % 1 < 0.016 * columns)
-    wall = colour(hue, 0.3, 0.75) * stones * np.where(joints, 0.7, 1)
-    ground = colour(rng.uniform(), 0.2, rng.uniform(0.4, 0.65))
-    spots = rng.normal(1, 0.03, (size, size, 1))
-    return (np.where(y < rng.uniform(0.72, 0.8), wall, ground) * spots).clip(0, 255)
-
-def bar(film, a, b, radius, tint):  # paints a round bar from a to b, [T, 1, 1], on film [T, H, W, 3]
-    ends = np.stack([a, b]).imag
-    rows = slice(max(0, int(ends.min() - radius)), int(ends.max() + radius) + 1)
-    y, x = np.mgrid[:film.shape[1], :film.shape[2]][:, rows] + np.float32(0.5)
-    spot = x + 1j * y - a
-    along = ((spot * (b - a).conj()).real / (abs(b - a) ** 2 + 1e-9)).clip(0, 1)
-    away = abs(spot - along * (b - a))[..., None]
-    light = 1.04 - 0.28 * (away / radius) ** 2  # darker at the rim: it looks round
-    film[:, rows] += (radius - away + 0.5).clip(0, 1) * (light * tint - film[:, rows])
-
-def limb(start, angle, bend, side, length, thick, tip, tints):  # its bars: from, to, radius, colour
-    joint = start + length * 1j * np.exp(-1j * side * np.radians(angle))  # from straight down to the side
-    end = joint + length * 1j * np.exp(-1j * side * np.radians(angle + bend))
-    return list(zip((start, joint, end), (joint, end, end + tip), (thick, 0.8 * thick, 0.75 * thick), tints))
-
-def draw_clip(height, girth, clothes, background, action, t):  # frames t [T, 1, 1] -> uint8 [T, H, W, 3]
-    from_side, period, crossing, lag, *joints = MOTIONS[action]
-    there = t / crossing % 2 if crossing else np.full(t.shape, 0.5)  # from left to right and back again
-    facing = np.where((there < 1) | (not from_side), 1, -1)
-    limbs = []  # in heights of the person, from the middle of the hips
-    for far in (True, False):
-        shirt, skin, trousers = clothes * (0.75 if far else 1)
-        beat = 4 * (t / period + lag * far) % 4
-        thigh, knee, arm, elbow, lean, lift = (np.interp(beat, range(5), np.resize(key, 5)) for key in joints)
-        arm, elbow = (8, 6) if far and action == "wave1" else (arm, elbow)  # one arm hangs
-        side = -facing if far and not from_side else facing
-        aside, toe = (0, 0.055 * side) if from_side else (side, 0.02 * side)
-        spine = -1j * np.exp(1j * facing * np.radians(lean))
-        bone = 0.25 * (1 + lift.clip(max=0))
-        limbs += [limb(0.285 * spine + 0.085 * aside, arm, elbow, side, 0.16, 0.034, 0, (shirt, skin, skin)),
-                  limb(0.045 * aside, thigh, knee, side, bone, 0.045, toe, (trousers, trousers, 0.3 * skin))]
-    far_arm, far_leg, near_arm, near_leg = limbs
-    head = 0.41 * spine
-    face = head + 0.036 * facing * from_side + 0.02j
-    trunk = [(0 * head, 0.65 * head, girth, shirt), (head, head, 0.075, 0.3 * skin), (face, face, 0.06, skin)]
-    lowest = np.maximum(far_leg[2][0].imag, near_leg[2][0].imag)  # stands on the ground, or is lifted off it
-    hips = (0.17 + 0.66 * np.minimum(there, 2 - there) + 0.865j) / height - 1j * (lowest + lift.clip(0))
-    film = np.repeat(background[None].astype(np.float32), len(t), 0)
-    scale = height * len(background)
-    for a, b, radius, tint in far_arm + far_leg + near_leg + trunk + near_arm:
-        bar(film, scale * (hips + a), scale * (hips + b), scale * radius, tint)
-    return np.rint(film).astype(np.uint8)
-
 def draw_people(frames=16, size=64, seed=0, progress=lambda done, total: None):
     """Drawn people -> Clips, uint8 [90, frames, size, size, 3], 9 persons x 10 actions; `full` keeps at least
     40 frames of each. progress(done, total) is called after every clip."""
@@ -609,18 +482,103 @@ def draw_people(frames=16, size=64, seed=0, progress=lambda done, total: None):
     clips = []
     for index in range(len(PERSONS)):
         rng = np.random.default_rng([seed, index])
-        hue = index / len(PERSONS) + rng.uniform(0, 0.1)
-        background = make_background(rng, hue, index % 4, size)
-        clothes = np.array([colour(hue + 0.5, 0.75, rng.uniform(0.55, 0.95)),  # shirt
-                            colour(0.07, rng.uniform(0.3, 0.55), rng.uniform(0.4, 0.95)),  # skin
-                            colour(hue + rng.uniform(0.8, 1.2), 0.45, rng.uniform(0.2, 0.5))])  # trousers
-        person = 0.54 + 0.015 * (index * 4 % 9), rng.uniform(0.063, 0.09), clothes
+        person = make_person(rng, index, size)
         for action in MOTIONS:
             t = rng.integers(MOTIONS[action][1]) + np.arange(max(frames, KEPT))  # a phase of their own
-            clips.append(draw_clip(*person, background, action, t[:, None, None]))
+            clips.append(draw_clip(*person, action, t[:, None, None]))
             progress(len(clips), len(pairs))
     source = f"drawn people (seed {seed}), a stand-in: python data_prep.py weizmann prepares the real films"
     return from_clips(clips, frames, ["_".join(pair) for pair in pairs], *zip(*pairs), source)
+
+# ---- Clips for nav.py: which ones, and which of their frames ---------------------------------------------
+def data_path(dataset):
+    """--dataset as a file: PATH.npz as it is, or data/NAME.npz."""
+    return Path(dataset) if dataset.lower().endswith(".npz") else Path("data", f"{dataset}.npz")
+
+def find(dataset, count=None, layout=None, drawn=False):
+    """nav.py's --dataset, --clips and --layout -> (Clips, their file or None). Raises DataError.
+    Stand-ins are drawn for chair and weizmann where there is no such file, or if they are to be `drawn`."""
+    path = data_path(dataset)
+    drawn = drawn or not path.is_file()
+    if not drawn:
+        clips = load(path)
+    elif dataset == "chair":
+        clips = draw_chairs(count or 64, progress=Progress("drawing stand-ins"))
+    elif dataset == "weizmann":
+        clips = draw_people(progress=Progress("drawing stand-ins"))
+    else:
+        how = "golf" if dataset == "golf" else "folder PATH --name NAME"
+        raise DataError(f"--dataset {dataset}: there is no {path}; python data_prep.py {how} makes one")
+    if count and count > len(clips.names):
+        raise DataError(f"--clips {count}: {dataset} holds {len(clips.names)}")
+    clips = compact(subset(clips, range(count))) if count else clips
+    if layout == "grid" and not clips.grid:
+        raise DataError(f"--layout grid: {len(clips.static_names)} static and {len(clips.transient_names)} "
+                        f"transient names for {len(clips.names)} clips make none; folder --grid makes one")
+    if layout in ("static", "both", "transient"):  # figure 2, section 4.1
+        own = np.arange(len(clips.names)), clips.names
+        shared = np.zeros(len(clips.names), np.int64), ["all"]
+        static = shared if layout == "transient" else own
+        transient = shared if layout == "static" else own
+        clips = dataclasses.replace(clips, static_id=static[0], static_names=static[1],
+                                    transient_id=transient[0], transient_names=transient[1])
+    return clips, None if drawn else str(path.resolve())
+
+def subset(clips, keep, every=1):
+    """The clips of indices `keep`, every `every`-th frame of them -> Clips with the same dictionaries."""
+    keep = list(keep)
+    ends = clips.length.cumsum()
+    pieces = [clips.full[ends[j] - clips.length[j]:ends[j]][::every] for j in keep]
+    return dataclasses.replace(
+        clips, videos=clips.videos[keep, ::every], static_id=clips.static_id[keep],
+        transient_id=clips.transient_id[keep], names=[clips.names[j] for j in keep],
+        full=np.concatenate(pieces), length=np.array([len(piece) for piece in pieces]))
+
+def compact(clips):
+    """The same clips without the dictionary rows that none of them uses: what is not seen has no codes."""
+    i, static_id = np.unique(clips.static_id, return_inverse=True)
+    k, transient_id = np.unique(clips.transient_id, return_inverse=True)
+    return dataclasses.replace(
+        clips, static_id=static_id, static_names=[clips.static_names[row] for row in i],
+        transient_id=transient_id, transient_names=[clips.transient_names[row] for row in k])
+
+def movement(film):
+    """What moves in a film uint8 [T, H, W, 3], H and W multiples of 16 -> float32 [T, 256], of mean square
+    norm 1: |frame - the frame before|, grey, averaged to 16 x 16."""
+    T, H, W = film.shape[:3]
+    change = np.abs(np.diff(film.mean(3, dtype=np.float32), axis=0))
+    change = np.concatenate([change[:1], change]).reshape(T, 16, H // 16, 16, W // 16).mean((2, 4))
+    return change.reshape(T, 256) / max(1e-9, np.sqrt(np.square(change).sum() / T))
+
+def aligned(clips, starts=64, sweeps=40):
+    """nav.py --window aligned: videos are the L frames in which clips of a transient row move alike -> Clips.
+    Of each row, film after film takes the window that moves most like the mean of the others', until none
+    changes, from many random starts. The start whose windows differ least per motion of their mean wins."""
+    L = clips.videos.shape[1]
+    films = np.split(clips.full, clips.length.cumsum()[:-1])
+    begin = np.zeros(len(films), int)
+    rng = np.random.default_rng(0)
+    for row in range(len(clips.transient_names)):
+        members = np.flatnonzero(clips.transient_id == row)
+        if len(members) < 2:
+            continue
+        windows = [sliding_window_view(movement(films[j]), L, 0) for j in members]
+        windows = [w.reshape(len(w), -1) for w in windows]  # [T - L + 1, 256 * L] each
+        at = np.stack([rng.integers(len(w), size=starts) for w in windows])
+        chosen = np.stack([w[i] for w, i in zip(windows, at)])  # [films, starts, 256 * L]
+        for _ in range(sweeps):
+            before = at.copy()
+            for k, w in enumerate(windows):
+                others = (chosen.sum(0) - chosen[k]) / (len(windows) - 1)
+                at[k] = (np.square(w).sum(1) - 2 * others @ w.T).argmin(1)
+                chosen[k] = w[at[k]]
+            if (at == before).all():
+                break
+        mean = chosen.mean(0)
+        differ = np.square(chosen - mean).sum((0, 2)) / np.square(mean).sum(1).clip(1e-9)
+        begin[members] = at[:, differ.argmin()]
+    videos = np.stack([film[start:start + L] for film, start in zip(films, begin)])
+    return dataclasses.replace(clips, videos=videos, full=None, length=None)
 
 # ---- Downloads and archives: streams that are never unpacked ---------------------------------------------
 class Remote:

@@ -15,7 +15,6 @@ paper's: N clips of L frames of H x W, B clips in a step and F frames of each, c
 """
 import argparse
 import ctypes
-import hashlib
 import io
 import json
 import math
@@ -25,7 +24,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -35,18 +33,22 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from filelock import FileLock, Timeout  # comes with torch
 from torch.profiler import profile, record_function
 from torch.utils.benchmark import Timer
 
 import data_prep
 from data_prep import DataError, printable
 from kernels import backend, laplacian_l1_with_grad, triplet_margin
+from kernels.graph import Captured
 from kernels.gru import gru
+from kernels.muon import Muon
+from measures import load_vgg16, psnr, scores, scores_in_words, small, ssim, unit_frames
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # same seed, same GPU, same result
 torch.backends.cudnn.deterministic = True
-torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: SSIM subtracts means that are nearly equal
+torch.backends.cudnn.conv.fp32_precision = "ieee"  # SSIM subtracts means that are nearly equal
+torch.backends.cudnn.rnn.fp32_precision = "tf32"  # R alone
 RANK = int(os.environ.get("RANK", 0))  # the number of this process, and how many there are: torchrun says so
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
@@ -247,15 +249,16 @@ class Model(nn.Module):
 def objective(model, s, batch, z_s, z_t, row_of_clip, triplet=True):
     """Eq. 6 for one batch, forward and backward: l_rec + lambda_s l_static + lambda_t l_triplet.
 
-    s: the Settings. batch: of Batches.gather. z_s [B, D_s]; z_t [rows, L, D_t] are the batch's transient rows
-    (on a CPU each of them once), row_of_clip [B] says which is whose. Every leaf that asks for a gradient has
+    s: the Settings. batch: of Batches.gather. z_s [B, D_s]; z_t [rows, L, D_t] are the transient codes that R
+    runs on, row_of_clip [B] says which of them is whose. Every leaf that asks for a gradient has
     it afterwards, of l_triplet only with `triplet`. Returns v_hat [B*F, 3, H, W], frame_loss [B*F] and
     [loss, l_rec, l_triplet], all detached."""
     _, label, times, v, numbers = batch                                      # label: the transient row
     B, n = times.shape                                                       # n: F frames of each clip
     r = model.R(z_t)                                                         # (rows, L, D_t)
-    # index_select, since threads add up the gradient of r[row_of_clip] in any order
-    r_of_clips = r.index_select(0, row_of_clip)                              # (B, L, D_t)
+    # r[row_of_clip] as a product: its gradient adds up in the same order each time, on a GPU too
+    one_hot = F.one_hot(row_of_clip, len(r)).float()                         # (B, rows)
+    r_of_clips = (one_hot @ r.flatten(1)).unflatten(1, r.shape[1:])          # (B, L, D_t)
     r_of_frames = r_of_clips.gather(1, times[:, :, None].expand(-1, -1, r.shape[2]))  # (B, F, D_t)
     v_hat = model.render(z_s, r_of_frames, label, numbers)                   # (B*F, 3, H, W)
 
@@ -265,7 +268,7 @@ def objective(model, s, batch, z_s, z_t, row_of_clip, triplet=True):
     # frame_loss [B*F]: the Laplacian pyramid L1; dl_dv: the gradient of weight . frame_loss in closed form
     frame_loss, dl_dv = laplacian_l1_with_grad(v_hat, v, weight, s.levels)
     # Eq. 5, the mean over all triplets; on r, not z_t: theta receives its gradient through R
-    l_triplet = triplet_margin(r, margin=float(s.alpha), radius=s.alpha)[row_of_clip]  # (B,)
+    l_triplet = one_hot @ triplet_margin(r, margin=float(s.alpha), radius=s.alpha)  # (B,)
 
     # Sums over clips: a clip's gradient does not depend on how many share the step.
     if triplet:
@@ -301,18 +304,20 @@ class Trainer:
 
         on_cuda = device.type == "cuda"
         rate = partial(torch.zeros, (), device=device)                       # `step` fills, a graph reads
-        adam = partial(torch.optim.Adam, fused=device.type != "mps", foreach=False, capturable=on_cuda)
+        adam = partial(torch.optim.AdamW, fused=device.type != "mps", foreach=False, capturable=on_cuda)
         others = [p for p in model.G.parameters() if all(p is not w for w in matrices)]
-        self.optimisers_G = [adam(others, lr=rate(device=device if on_cuda else "cpu"))]
+        groups = [dict(params=[p for p in others if p.ndim > 1], weight_decay=s.decay),
+                  dict(params=[p for p in others if p.ndim == 1], weight_decay=0.0)]  # norms and biases
+        self.optimisers_G = [adam(groups, lr=rate(device=device if on_cuda else "cpu"))]
         if matrices:  # G's layers behind the first
-            self.optimisers_G.append(Muon(matrices, lr=rate()))
+            self.optimisers_G.append(Muon(matrices, lr=rate(), weight_decay=s.decay))
         self.optimiser_R = adam(list(model.R.parameters()) or [torch.zeros(1)],  # without R nothing to train
-                                lr=rate(device=device if on_cuda else "cpu"))
+                                lr=rate(device=device if on_cuda else "cpu"), weight_decay=0.0)
         self.lr_Z = rate()
-        self.arange_B = torch.arange(self.batches.B, device=device)
+        self.arange = torch.arange(max(self.batches.B, len(model.z_t.z)), device=device)
         self.steps_done = 0
-        self.use_graph = graph and on_cuda and WORLD == 1 and not s.rank     # eigh asks the host
-        self.captured = None
+        use_graph = graph and on_cuda and WORLD == 1 and not s.rank          # eigh asks the host
+        self.captured = Captured(self.update, complain) if use_graph else None
 
     def step(self):
         """One update. Returns v, v_hat and [loss, l_rec, l_triplet] of its batch; the host does not wait."""
@@ -321,16 +326,14 @@ class Trainer:
         rate = schedule(self.steps_done, s.steps) if fast else 1.0
         self.lr_Z.fill_(s.lr_Z * rate)
         self.optimiser_R.param_groups[0]["lr"].fill_(s.lr_R * rate)
-        for optimiser in self.optimisers_G:
-            optimiser.param_groups[0]["lr"].fill_(s.lr_G * rate)
+        for group in [group for optimiser in self.optimisers_G for group in optimiser.param_groups]:
+            group["lr"].fill_(s.lr_G * rate)
         norms_learn = not fast or self.steps_done < max(100, NORM_WARMUP * s.steps)
         if self.model.G.training != norms_learn:
             self.model.G.train(norms_learn)
-            self.captured = None
-        inputs = self.batches.choose()
-        if self.use_graph and not self.captured:
-            self.captured = Captured(self, inputs)
-        v, v_hat, losses = (self.captured or self.update)(*inputs)
+            if self.captured:
+                self.captured.drop()
+        v, v_hat, losses = (self.captured or self.update)(*self.batches.choose())
         if fast and self.steps_done % Muon.EVERY == 0:
             self.optimisers_G[1].refresh()
         self.steps_done += 1
@@ -341,33 +344,36 @@ class Trainer:
         s = self.s
         m = self.model
         batch = self.batches.gather(clips, rand)
-        static_ids, row_ids, _, v, _ = batch
-        row_of_clip = self.arange_B
-        if v.device.type == "cpu":  # R runs once for clips that share a row (a GPU would have to wait)
-            row_ids, row_of_clip = row_ids.unique(return_inverse=True)
+        static_ids, transient_ids, _, v, _ = batch
+        B = len(clips)
+        row_ids = transient_ids                                              # R runs on these rows of Z_V,
+        row_of_clip = self.arange[:B]                                        # this is the one of each clip
+        if v.device.type == "cpu":                                           # once on what clips share
+            row_ids, row_of_clip = transient_ids.unique(return_inverse=True)
+        elif len(m.z_t.z) <= B:                                              # the host need not wait for this
+            row_ids, row_of_clip = self.arange[:len(m.z_t.z)], transient_ids
         z_s = m.z_s.codes_of(static_ids)                                     # (B, D_s)
         z_t = m.z_t.codes_of(row_ids)                                        # (rows, L, D_t)
         # ---- BEGIN: the training step ----
+        m.zero_grad()
         if s.recipe == "paper":                                              # stage 1 (Eq. 3.1): gamma
+            m.G.requires_grad_(True)
             m.R.requires_grad_(False)
             objective(m, s, batch, z_s.detach(), z_t.detach(), row_of_clip, triplet=False)
             all_reduce_gradients(m)
             self.optimisers_G[0].step()
             m.zero_grad()
-            m.R.requires_grad_(True)
             m.G.requires_grad_(False)                                       # stage 2 (Eq. 3.2): Z_V and theta
+            m.R.requires_grad_(True)
         v_hat, frame_loss, losses = objective(m, s, batch, z_s, z_t, row_of_clip)
         all_reduce_gradients(m)
-        m.G.requires_grad_(True)
         if s.recipe == "fast":                                               # one backward serves both stages
             for optimiser in self.optimisers_G:
                 optimiser.step()
-            if s.decay:
-                decay_matrices(m.G, s.decay * self.optimisers_G[0].param_groups[0]["lr"])
         self.optimiser_R.step()
-        m.zero_grad()
         m.z_s.update(static_ids, z_s.grad, self.lr_Z)
-        m.z_t.update(row_ids, z_t.grad, self.lr_Z)
+        first = (row_of_clip[:, None] == row_of_clip).byte().argmax(1) == self.arange[:B]
+        m.z_t.update(transient_ids, z_t.grad[row_of_clip] * first[:, None, None], self.lr_Z)  # once a row
         # ---- END: the training step ----
         self.batches.learn(clips, frame_loss)
         return v, v_hat, losses
@@ -485,7 +491,6 @@ def augment(v, rand, most=4):
     numbers = torch.cat([shift / most, cos[:, 0] - 1, sin[:, 0]], 1)
     return out.view(v.shape).round().clamp(0, 255).to(torch.uint8), numbers
 
-
 # ---- the fast recipe's parts -------------------------------------------------------------------------------
 def schedule(step, steps, warm_up=50):
     """The fast recipe's rates: a short linear warm-up, all for half the steps, a line to zero. In (0, 1]."""
@@ -534,96 +539,6 @@ def start_like_codes(R, z_t, rows=256):
     R.out.weight.copy_(fitted[:-1].T)
     R.out.bias.copy_(fitted[-1])
 
-
-@torch.no_grad()
-def decay_matrices(G, share):
-    """Decoupled weight decay of G's matrices, not of its norms and biases. share: a tensor."""
-    for p in G.parameters():
-        if p.ndim > 1:
-            p.mul_(1 - share)
-
-
-class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose updates of a matrix have equal singular values (Jordan et al., 2024).
-
-    Weights [c_in, c_out, 4, 4] are matrices [c_in, 16 * c_out]: the update is (m m^T)^(-1/2) x, of momentum m
-    and the gradient x looking ahead. `refresh` finds that root; every eighth step is enough. An element moves
-    by about lr (root mean square), as under Adam."""
-    EVERY = 8
-
-    def __init__(self, weights, lr, momentum=0.8):
-        super().__init__(weights, dict(lr=lr, momentum=momentum))
-        for w in weights:
-            self.state[w].update(m=torch.zeros_like(w), root=torch.eye(len(w), device=w.device))
-
-    @staticmethod
-    def as_matrix(w):
-        """[c_in, 16 * c_out], as it lies in memory, scaled to norm 1."""
-        x = w.permute(0, 2, 3, 1).flatten(1)
-        return x / x.norm().clamp(min=1e-9)
-
-    @torch.no_grad()
-    @record_function("nav: Muon")
-    def step(self):
-        group = self.param_groups[0]
-        for w in group["params"]:
-            c_in, c_out, *kernel = w.shape
-            m = self.state[w]["m"].mul_(group["momentum"]).add_(w.grad)
-            x = self.state[w]["root"] @ self.as_matrix(w.grad + group["momentum"] * m)
-            x = x.view(c_in, *kernel, c_out).permute(0, 3, 1, 2)
-            w.addcmul_(x, group["lr"], value=-max(c_in, 16 * c_out) ** 0.5)
-
-    @torch.no_grad()
-    def refresh(self):
-        """root = (m m^T)^(-1/2), m scaled to norm 1, by three Newton-Schulz steps on the small m m^T."""
-        for w in self.param_groups[0]["params"]:
-            one = torch.eye(len(w), device=w.device)
-            x = self.as_matrix(self.state[w]["m"])
-            gram = x @ x.T
-            root = one
-            for _ in range(3):
-                p = 3.4445 * one - 4.7750 * gram + 2.0315 * gram @ gram
-                root = root @ p
-                gram = gram @ p @ p
-            self.state[w]["root"].copy_(root)
-
-class Captured:
-    """trainer.update as one CUDA graph: two warm-up steps make all buffers, then a capture, then replays. The
-    next call overwrites what it returns. Where the capture fails, training goes on without."""
-
-    def __init__(self, trainer, inputs):
-        self.trainer = trainer
-        self.inputs = [x.clone() for x in inputs]
-        self.warm_up_left = 2
-        self.graph = None
-
-    def __call__(self, *inputs):
-        for mine, new in zip(self.inputs, inputs):
-            mine.copy_(new)
-        if self.warm_up_left:
-            self.warm_up_left -= 1
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                outputs = self.trainer.update(*self.inputs)
-            torch.cuda.current_stream().wait_stream(stream)
-            return outputs
-        if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            try:
-                with torch.cuda.graph(self.graph):
-                    self.outputs = self.trainer.update(*self.inputs)
-            except RuntimeError as error:  # a capture computes nothing: this step is still to be done
-                complain(f"steps without a CUDA graph, since {printable(error, 120)}")
-                torch.cuda.set_stream(torch.cuda.default_stream())
-                self.trainer.use_graph = False
-                self.trainer.captured = None
-                self.trainer.model.requires_grad_(True)
-                self.trainer.model.zero_grad()
-                return self.trainer.update(*inputs)
-        self.graph.replay()
-        return self.outputs
-
 # ---- several processes (torchrun): each has its share of the clips and of every step -----------------------
 def join_processes(device):
     """Meet the processes that torchrun started: over NCCL on GPUs, gloo on CPUs. Raises DataError."""
@@ -633,26 +548,17 @@ def join_processes(device):
         except (ValueError, RuntimeError) as error:
             raise DataError(f"the processes did not meet; use torchrun ({printable(error, 90)})") from None
 
-def together(call, *args):
-    """A call that all processes make at once. Where another one is gone, this one ends in one line."""
-    try:
-        call(*args)
-    except RuntimeError as error:
-        complain(f"process {RANK} of {WORLD} stops, since another one is gone; start all of them again with "
-                 f"--resume ({printable(error, 120)})")
-        os._exit(2)  # the usual way out, through broken connections, may end in an abort
-
 def from_all(thing):
     """[the thing of process 0, of 1, ...] in every process."""
     things = [thing] * WORLD
     if WORLD > 1:
-        together(dist.all_gather_object, things, thing)
+        dist.all_gather_object(things, thing)
     return things
 
 def all_reduce(tensors):
     """Sum each tensor over the processes, in place, in one message."""
     total = torch.cat([tensor.flatten() for tensor in tensors])
-    together(dist.all_reduce, total)
+    dist.all_reduce(total)
     for tensor, summed in zip(tensors, total.split([tensor.numel() for tensor in tensors])):
         tensor.copy_(summed.view_as(tensor))
 
@@ -682,31 +588,24 @@ def share_of_process(clips, model):
     if WORLD == 1:
         return clips, own_rows
     for tensor in model.state_dict().values():  # the same start everywhere, to the bit
-        together(dist.broadcast, tensor, 0)
+        dist.broadcast(tensor, 0)
     N = len(clips.names)
-    mine = subset(clips, range(RANK, N, WORLD))
-    new_ids = np.arange(len(mine.names))
-    if len(set(clips.static_id)) == len(clips.static_names) == N:
-        own_rows["z_s"] = torch.from_numpy(mine.static_id)
-        mine = replace(mine, static_id=new_ids)
-    if len(set(clips.transient_id)) == len(clips.transient_names) == N and not model.G.labels:
-        own_rows["z_t"] = torch.from_numpy(mine.transient_id)
-        mine = replace(mine, transient_id=new_ids)
-    for name, row_ids in own_rows.items():
+    mine = data_prep.subset(clips, range(RANK, N, WORLD))
+    for name, ids in (("z_s", "static_id"), ("z_t", "transient_id")):
         dictionary = getattr(model, name)
+        if len(set(getattr(clips, ids))) < N or len(dictionary.z) > N or name == "z_t" and model.G.labels:
+            continue  # a label is the row's number among all
+        own_rows[name] = torch.from_numpy(getattr(mine, ids))
+        mine = replace(mine, **{ids: np.arange(len(mine.names))})
         dictionary.shared = False
         for key, values in list(dictionary.named_buffers()):
-            setattr(dictionary, key, values[row_ids])
+            setattr(dictionary, key, values[own_rows[name]])
     return mine, own_rows
 
-# ---- videos of codes, and their measures (Sec. 4.2) --------------------------------------------------------
+# ---- videos of codes ---------------------------------------------------------------------------------------
 def to_bytes(frames):
     """Frames [M, 3, H, W] in [-1, 1] -> uint8 [M, H, W, 3]."""
     return frames.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-
-def unit_frames(clips):
-    """uint8 [..., H, W, 3] -> float [..., 3, H, W] in [0, 1]."""
-    return clips.movedim(-1, -3).float() / 255
 
 @torch.no_grad()
 def videos_of(model, z_s, z_t, label, n=16):
@@ -721,87 +620,13 @@ def videos(model, static_id, transient_id):
     i, k = (torch.as_tensor(ids, device=model.z_s.z.device) for ids in (static_id, transient_id))
     return videos_of(model, model.z_s.z[i], model.z_t.z[k], k)
 
-def psnr(generated, real):
-    """dB of each clip, by its mean squared error on [0, 1], at most 100. uint8 [K, L, H, W, 3] -> [K]."""
-    mse = torch.stack([((g.float() - r.float()) / 255).square().mean() for g, r in zip(generated, real)])
-    return -10 * mse.clamp(min=1e-10).log10()
-
-def ssim(x, y):
-    """SSIM of frames, float [M, C, H, W] in [0, 1] twice, sides of at least 11 -> [M]: Gaussian 11 x 11.
-
-    As scikit-image's structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-    data_range=1), averaged over colours; a border of 5 pixels is left out, as there."""
-    taps = torch.exp(-torch.arange(-5, 6, dtype=x.dtype, device=x.device).square() / (2 * 1.5 ** 2))
-    taps = taps / taps.sum()
-    M, C = x.shape[:2]
-
-    def mean(v):  # the local mean, one axis after the other
-        v = F.conv2d(v.flatten(0, 1)[:, None], taps.view(1, 1, 11, 1))
-        return F.conv2d(v, taps.view(1, 1, 1, 11)).view(M, C, v.shape[2], -1)
-
-    mx = mean(x)
-    my = mean(y)
-    vx = mean(x * x) - mx * mx
-    vy = mean(y * y) - my * my
-    vxy = mean(x * y) - mx * my
-    similarity = (2 * mx * my + 1e-4) * (2 * vxy + 9e-4) / ((mx * mx + my * my + 1e-4) * (vx + vy + 9e-4))
-    return similarity.mean((1, 2, 3))
-
-def fcs(clips):
-    """Frame Consistency Score: mean SSIM of each clip's first frame and all. uint8 [K, L, H, W, 3]."""
-    return torch.stack([ssim(v[:1].expand_as(v), v).mean() for v in map(unit_frames, clips)]).mean().item()
-
-VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
-
-def load_vgg16(where, device):
-    """(phi of the MCS, None), or (None, why there is none). where: PATH, `download`, or None for the cache.
-
-    phi is VGG16 up to relu3_3: normalised frames [M, 3, H, W] -> [M, 256, H / 4, W / 4]. Raises DataError."""
-    cached = Path(torch.hub.get_dir(), "checkpoints", Path(VGG16).name)
-    if not where and not cached.is_file():
-        return None, "no VGG16 weights: --vgg16 download fetches them (528 MB), --vgg16 PATH reads them"
-    layers = []
-    for widths in ((3, 64), (64, 64), (), (64, 128), (128, 128), (), (128, 256), (256, 256), (256, 256)):
-        layers += [nn.Conv2d(*widths, 3, padding=1), nn.ReLU()] if widths else [nn.MaxPool2d(2)]
-    phi = nn.Sequential(*layers)
-    try:
-        if where in (None, "download"):
-            weights = torch.hub.load_state_dict_from_url(VGG16, map_location="cpu", check_hash=True)
-        else:
-            weights = torch.load(where, map_location="cpu", weights_only=True)
-        phi.load_state_dict({key: weights[f"features.{key}"] for key in phi.state_dict()})
-    except Exception as error:  # no network, a wrong hash, no such file, damaged bytes, other layers
-        why = printable(error) if isinstance(error, OSError) else type(error).__name__
-        raise DataError(f"--vgg16 {where or cached}: not VGG16 with torchvision's names ({why})") from None
-    return phi.to(device).requires_grad_(False), None
-
-def motion(phi, clips):
-    """f of the MCS: mean over clips and t of phi(v_{t+1}) - phi(v_t); the sum over t telescopes.
-
-    uint8 [K, L, H, W, 3] -> [256, H / 4, W / 4]."""
-    mean = torch.tensor([0.485, 0.456, 0.406], device=clips.device)[:, None, None]  # torchvision's
-    std = torch.tensor([0.229, 0.224, 0.225], device=clips.device)[:, None, None]
-    ends = [phi((unit_frames(v[[0, -1]]) - mean) / std) for v in clips]
-    return sum(last - first for first, last in ends) / (len(clips) * (clips.shape[1] - 1))
-
-def scores(generated, real, phi, why_not):
-    """Table 2's two scores of clips, uint8 [K, L, H, W, 3] and [K', L', H, W, 3] on one device -> dict.
-
-    mcs: log10 |f - f^|^2, lower is better; None without phi, and for equal motion (JSON has no infinity)."""
-    mcs = None
-    if phi:
-        distance = (motion(phi, generated) - motion(phi, real)).square().sum().item()
-        mcs = math.log10(distance) if distance else None
-        why_not = None if distance else "-inf: the generated clips move exactly like the real ones"
-    return dict(fcs=fcs(generated), fcs_bound=fcs(real), mcs=mcs, mcs_note=why_not)
-
-# ---- what is asked for: device, clips, settings ------------------------------------------------------------
+# ---- what is asked for: device, settings, clips ------------------------------------------------------------
 def choose_device(name):
     """auto, cpu, cuda or mps -> torch.device. Raises DataError, also for what NAV_KERNELS asks in vain."""
-    there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    if name == "auto":
-        name = next(device for device in there if there[device])
-    if not there[name] or name == "mps" and WORLD > 1:
+    mps = torch.backends.mps.is_available() and WORLD == 1
+    there = dict(cuda=torch.cuda.is_available(), mps=mps, cpu=True)
+    name = next(filter(there.get, there)) if name == "auto" else name
+    if not there[name]:
         raise DataError(f"--device {name}: this machine or this PyTorch has none; use --device cpu")
     if name == "cuda" and WORLD > 1:
         if LOCAL_RANK >= torch.cuda.device_count():
@@ -813,131 +638,17 @@ def choose_device(name):
         raise DataError(str(error)) from None
     return torch.device(name)
 
-def find_clips(dataset, count=None, layout=None, drawn=False):
-    """--dataset, --clips, --layout -> (Clips, their row of TABLE_6, their file or None). Raises DataError.
-
-    Stand-ins are drawn for chair and weizmann where there is no such file, or if they are to be `drawn`."""
-    path = data_path(dataset)
-    drawn = drawn or not path.is_file()
-    progress = data_prep.Progress("drawing stand-ins")
-    if not drawn:
-        clips = data_prep.load(path)
-    elif dataset == "chair":
-        clips = data_prep.draw_chairs(count or 64, progress=progress)
-    elif dataset == "weizmann":
-        clips = data_prep.draw_people(progress=progress)
-    else:
-        how = "golf" if dataset == "golf" else "folder PATH --name NAME"
-        raise DataError(f"--dataset {dataset}: there is no {path}; python data_prep.py {how} makes one")
-    if count and count > len(clips.names):
-        raise DataError(f"--clips {count}: {dataset} holds {len(clips.names)}")
-    clips = compact(subset(clips, range(count))) if count else clips
-    N = len(clips.names)
-    rows = (len(clips.static_names), len(clips.transient_names))
-    row = path.stem if path.stem in TABLE_6 else "weizmann" if 1 < min(rows) and max(rows) < N else "chair"
-    if layout == "grid" and min(rows) < 2:
-        raise DataError(f"--layout grid: {rows[0]} static and {rows[1]} transient names make none; make one "
-                        "with data_prep.py folder --grid")
-    own = dict(id=np.arange(N), names=clips.names)                           # Fig. 2 and Sec. 4.1
-    shared = dict(id=np.zeros(N, np.int64), names=["all"])
-    if layout in ("static", "both", "transient"):
-        static = shared if layout == "transient" else own
-        transient = shared if layout == "static" else own
-        clips = replace(clips, static_id=static["id"], static_names=static["names"],
-                        transient_id=transient["id"], transient_names=transient["names"])
-    return clips, row, None if drawn else str(path.resolve())
-
-def data_path(dataset):
-    """--dataset as a file: PATH.npz as it is, or data/NAME.npz."""
-    return Path(dataset) if dataset.lower().endswith(".npz") else Path("data", f"{dataset}.npz")
-
-def subset(clips, keep, every=1):
-    """The clips of indices `keep`, every `every`-th frame of them -> Clips with the same dictionaries."""
-    keep = list(keep)
-    ends = clips.length.cumsum()
-    pieces = [clips.full[ends[j] - clips.length[j]:ends[j]][::every] for j in keep]
-    return replace(clips, videos=clips.videos[keep, ::every], static_id=clips.static_id[keep],
-                   transient_id=clips.transient_id[keep], names=[clips.names[j] for j in keep],
-                   full=np.concatenate(pieces), length=np.array([len(piece) for piece in pieces]))
-
-def compact(clips):
-    """The same clips without the dictionary rows that none of them uses: what is not seen has no codes."""
-    i, static_id = np.unique(clips.static_id, return_inverse=True)
-    k, transient_id = np.unique(clips.transient_id, return_inverse=True)
-    return replace(clips, static_id=static_id, static_names=[clips.static_names[row] for row in i],
-                   transient_id=transient_id, transient_names=[clips.transient_names[row] for row in k])
-
-def movement(film):
-    """What moves in a film uint8 [T, H, W, 3], frame by frame -> [T, 256], of mean square norm 1.
-    It is |frame - the frame before|, grey, averaged to 16 x 16."""
-    grey = torch.from_numpy(film).float().mean(3)                            # (T, H, W)
-    change = (grey[1:] - grey[:-1]).abs()
-    coarse = F.adaptive_avg_pool2d(torch.cat([change[:1], change])[:, None], 16).flatten(1)
-    return coarse / coarse.square().sum(1).mean().sqrt().clamp(min=1e-9)
-
-
-def aligned(clips, starts=64, sweeps=40):
-    """--window aligned: the Clips whose videos are the L frames in which clips of a transient row move alike.
-
-    Of each row, film after film takes the window that moves most like the mean of the others', until none
-    changes, from many random starts. The start whose windows differ least per motion of their mean wins."""
-    L = clips.videos.shape[1]
-    films = np.split(clips.full, clips.length.cumsum()[:-1])
-    begin = np.zeros(len(films), int)
-    rng = torch.Generator().manual_seed(0)
-    for row in range(len(clips.transient_names)):
-        members = np.flatnonzero(clips.transient_id == row)
-        if len(members) < 2:
-            continue
-        windows = [movement(films[j]).unfold(0, L, 1).flatten(1) for j in members]  # (T - L + 1, 256 L) each
-        at = torch.stack([torch.randint(len(w), (starts,), generator=rng) for w in windows])
-        chosen = torch.stack([w[i] for w, i in zip(windows, at)])            # (films, starts, 256 * L)
-        for _ in range(sweeps):
-            before = at.clone()
-            for k, w in enumerate(windows):
-                others = (chosen.sum(0) - chosen[k]) / (len(windows) - 1)    # (starts, 256 * L)
-                at[k] = torch.cdist(others, w).argmin(1)
-                chosen[k] = w[at[k]]
-            if at.equal(before):
-                break
-        mean = chosen.mean(0)                                                # (starts, 256 * L)
-        differ = (chosen - mean).square().sum((0, 2)) / mean.square().sum(1).clamp(min=1e-9)
-        begin[members] = at[:, differ.argmin()].numpy()
-    videos = np.stack([film[start:start + L] for film, start in zip(films, begin)])
-    return replace(clips, videos=videos, full=None, length=None)
-
-def keep_from_training(everything, s):
-    """--hold-out, --hold-out-clips, --every -> (the Clips to train on, the Clips kept from it). DataError.
-
-    Table 3: cells of the grid are drawn with the seed; every person and every action stays in some clip."""
-    N = len(everything.names)
-    held_out = list(range(N - s.hold_out_clips, N))
-    left_i = np.bincount(everything.static_id)
-    left_k = np.bincount(everything.transient_id)
-    for j in np.random.default_rng(s.seed).permutation(N):
-        i, k = everything.static_id[j], everything.transient_id[j]
-        if len(held_out) < s.hold_out and left_i[i] > 1 and left_k[k] > 1:
-            held_out.append(j)
-            left_i[i] -= 1
-            left_k[k] -= 1
-    if len(held_out) < s.hold_out:
-        raise DataError(f"--hold-out {s.hold_out}: at most {len(held_out)} of these {N} cells can be kept "
-                        "from training with every row and column still seen")
-    if not held_out and s.every == 1:
-        return everything, None
-    train_set = subset(everything, [j for j in range(N) if j not in held_out], s.every)
-    train_set = compact(train_set) if s.hold_out_clips else train_set
-    return train_set, subset(everything, held_out) if held_out else None
-
-def choose_settings(args, row, clips, device):
-    """Table 6's row, the recipe's values, the options -> (Settings, why this precision). Raises DataError."""
+def choose_settings(args, clips, device):
+    """Table 6's row, the recipe's values, the options -> (Settings, Clips, why this precision). DataError."""
     all_N, all_L, H, W, _ = clips.videos.shape
     N = max(1, all_N - (args.hold_out or 0) - (args.hold_out_clips or 0))    # clips to train on
+    name = Path(args.dataset).stem
+    row = name if name in TABLE_6 else "weizmann" if clips.grid else "chair"
     values = dict(TABLE_6[row], steps=FAST_STEPS[row])
-    grid = row == "weizmann"
     if args.recipe == "paper":
-        values.update(PAPER_RATES[row], conditional=grid, batch=1, per_clip=0, steps=PAPER_UPDATES[row] * N)
-    elif grid:
+        values.update(PAPER_RATES[row], conditional=row == "weizmann", batch=1, per_clip=0,
+                      steps=PAPER_UPDATES[row] * N)
+    elif row == "weizmann":
         values.update(window="aligned", augment=bool(args.hold_out), decay=2.5)
     if args.recipe != "paper" and device.type == "cuda":
         values.update(width=64, batch=128)
@@ -969,7 +680,30 @@ def choose_settings(args, row, clips, device):
     ):
         if wrong:
             raise DataError(text)
-    return s, why
+    return s, data_prep.aligned(clips) if s.window == "aligned" else clips, why
+
+def keep_from_training(everything, s):
+    """--hold-out, --hold-out-clips, --every -> (the Clips to train on, the Clips kept from it). DataError.
+
+    Table 3: cells of the grid are drawn with the seed; every person and every action stays in some clip."""
+    N = len(everything.names)
+    held_out = list(range(N - s.hold_out_clips, N))
+    left_i = np.bincount(everything.static_id)
+    left_k = np.bincount(everything.transient_id)
+    for j in np.random.default_rng(s.seed).permutation(N):
+        i, k = everything.static_id[j], everything.transient_id[j]
+        if len(held_out) < s.hold_out and left_i[i] > 1 and left_k[k] > 1:
+            held_out.append(j)
+            left_i[i] -= 1
+            left_k[k] -= 1
+    if len(held_out) < s.hold_out:
+        raise DataError(f"--hold-out {s.hold_out}: at most {len(held_out)} of these {N} cells can be kept "
+                        "from training with every row and column still seen")
+    if not held_out and s.every == 1:
+        return everything, None
+    train_set = data_prep.subset(everything, [j for j in range(N) if j not in held_out], s.every)
+    train_set = data_prep.compact(train_set) if s.hold_out_clips else train_set
+    return train_set, data_prep.subset(everything, held_out) if held_out else None
 
 # ---- a run's folder ----------------------------------------------------------------------------------------
 RUN_FILES = ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "curve*.png", "reconstructions*.png",
@@ -1003,40 +737,25 @@ def commit():
     git = [shutil.which("git"), "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     return git[0] and subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
 
-def fingerprint(clips):
-    """SHA-256 of the bytes that training sees: a checkpoint goes on only with the clips it was made with."""
-    digest = hashlib.sha256()
-    for array in (clips.full, clips.length, clips.static_id, clips.transient_id):
-        digest.update(str(array.shape).encode())
-        digest.update(np.ascontiguousarray(array).data)  # no copy: it may be all the memory there is
-    return digest.hexdigest()
-
-def lock(folder):
-    """Make the folder, and hold it while the returned file is open. Raises DataError if another run does."""
+def take_folder(folder, keep):
+    """Make the folder and lock it for this process; what an earlier run left there, unless it is to be kept,
+    goes to earlier-1, earlier-2, ... in it. Raises DataError where another run holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / ".lock", "w")
     try:
-        if os.name == "nt":
-            import msvcrt
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
+        lock = FileLock(folder / ".lock")
+        lock.acquire(blocking=False)
+    except Timeout:
         raise DataError(f"{folder}: another run writes there; let it end, or give another --out") from None
-    except OSError:
+    except NotImplementedError:
         pass  # a disk that knows no locks
-    return file
-
-def move_aside(folder):
-    """What an earlier run left in the folder goes to earlier-1, earlier-2, ... in it."""
     left = [path for pattern in RUN_FILES for path in folder.glob(pattern)]
-    if left:
+    if left and not keep:
         shelf = next(path for i in range(1, 10 ** 6) if not (path := folder / f"earlier-{i}").exists())
         shelf.mkdir()
         for path in left:
             path.rename(shelf / path.name)
         say(f"{folder} held a run: moved to {shelf}")
+    return lock
 
 def read_checkpoint(folder):
     """The checkpoint of a run's folder -> dict of tensors and plain values. Raises DataError."""
@@ -1046,9 +765,8 @@ def read_checkpoint(folder):
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
         kept["settings"] = Settings(**kept["settings"])
-        kept["data"]["asked_clips"]
         for key in ("model", "optimisers", "batches", "steps_done", "log"):
-            kept[key]
+            kept[key], kept["data"]["asked_clips"]
         return kept
     except Exception as error:  # whatever damaged bytes or another version make torch raise
         raise DataError(f"{path}: not a checkpoint of this script ({printable(repr(error), 120)})") from None
@@ -1073,18 +791,17 @@ def clips_of_run(args, s, data):
     """All Clips that a run was given: of --dataset, or where they lay then. Raises DataError."""
     drawn = not (args.dataset or data["path"])
     names = [args.dataset] if args.dataset else [data["path"] or data["dataset"], data["dataset"]]
-    name = next((name for name in names if drawn or data_path(name).is_file()), None)
+    name = next((name for name in names if drawn or data_prep.data_path(name).is_file()), None)
     if not name:
-        looked = " and ".join(str(data_path(name).resolve()) for name in names)
+        looked = " and ".join(str(data_prep.data_path(name).resolve()) for name in names)
         raise DataError(f"{args.run}: its clips are not at {looked}; --dataset PATH.npz says where they are")
-    clips, _, _ = find_clips(name, data["asked_clips"], s.layout, drawn)
-    clips = aligned(clips) if s.window == "aligned" else clips
-    if fingerprint(clips) != data["fingerprint"]:
+    clips, _ = data_prep.find(name, data["asked_clips"], s.layout, drawn)
+    clips = data_prep.aligned(clips) if s.window == "aligned" else clips
+    if clips.fingerprint != data["fingerprint"]:
         raise DataError(f"{name} does not hold the clips that {args.run} was trained on "
                         f"({data['source'][:60]}); --dataset names those, or train afresh")
     return clips
 
-# ---- pictures ----------------------------------------------------------------------------------------------
 def show(out, name, data, rows, video=None, fps=8, **more):
     """A sheet NAME.png of rows (data_prep.sheet) and NAME.gif of video uint8 [L, H, W, 3] -> the PNG's path.
 
@@ -1094,52 +811,12 @@ def show(out, name, data, rows, video=None, fps=8, **more):
     if rows:
         data_prep.sheet(rows, path, **more)
     if video is not None:
-        data_prep.write_gif(video.numpy(), path.with_suffix(".gif"), fps)
+        data_prep.write_gif(video, path.with_suffix(".gif"), fps)
     return path
 
 def spread(n, k):
     """k indices spread evenly over range(n), ends included."""
     return [round(i * (n - 1) / max(1, k - 1)) for i in range(min(k, n))]
-
-def side_by_side(clips):
-    """uint8 [K, L, H, W, 3] -> one video [L, rows * H, columns * W, 3] of all of them."""
-    across = math.ceil(len(clips) ** 0.5)
-    blank = torch.full_like(clips[:1], 255).expand(-len(clips) % across, -1, -1, -1, -1)
-    tiles = torch.cat([clips, blank]).unflatten(0, (-1, across))             # (rows, across, L, H, W, 3)
-    return tiles.permute(2, 0, 3, 1, 4, 5).flatten(3, 4).flatten(1, 2)
-
-def chart(path, log):
-    """curve.png: the loss and the dB of a run's log over its seconds, one panel each."""
-    def ticks(end, start=0):
-        steps = (m * 10.0 ** e for e in range(-6, 9) for m in (1, 2, 5))
-        step = next(step for step in steps if end - start <= 6 * step)
-        return [k * step for k in range(math.ceil(start / step), int(end / step) + 1)]
-
-    image = Image.new("RGB", (640, 520), "white")
-    draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(13)
-    _, seconds, loss, _, _, dB, _ = zip(*log)
-    logarithms = [math.log10(max(value, 1e-6)) for value in loss]
-    loss_marks = {e + math.log10(m): m * 10.0 ** e for e in range(-6, 4) for m in (1, 1.5, 2, 3, 5, 7)}
-    dB_marks = {mark: mark for mark in ticks(max(dB), min(dB))}
-    for top, title, values, marks in ((30, "Loss (Eq. 6), logarithmic", logarithms, loss_marks),
-                                      (290, "PSNR of the last step's frames, dB", dB, dB_marks)):
-        low = min(values) - 0.02
-        high = max(values) + 0.02
-        x = [60 + 560 * second / seconds[-1] for second in seconds]
-        y = [top + 180 * (high - value) / (high - low) for value in values]
-        for mark, text in marks.items():
-            if low <= mark <= high:
-                at = top + 180 * (high - mark) / (high - low)
-                draw.line((60, at, 620, at), (225,) * 3)
-                draw.text((52, at), f"{text:g}", "black", font, anchor="rm")
-        for second in ticks(seconds[-1]):
-            at = 60 + 560 * second / seconds[-1]
-            draw.text((at, top + 186), f"{second:g} s", "black", font, anchor="mt")
-        draw.text((60, top - 20), title, "black", font)
-        draw.rectangle((60, top, 620, top + 180), None, (150,) * 3)
-        draw.line(list(zip(x, y)), (31, 119, 180), 2)
-    data_prep.write_beside(path, image.save)
 
 # ---- what was kept from training (Sec. 4.3, 4.4) -----------------------------------------------------------
 def measure_exchange(model, train_set, held_out):
@@ -1149,6 +826,7 @@ def measure_exchange(model, train_set, held_out):
     person's mean clip + the action's mean clip - the mean clip, pixel by pixel."""
     real = torch.from_numpy(held_out.videos)
     clips = torch.from_numpy(train_set.videos).float()
+    ours = psnr(videos(model, held_out.static_id, held_out.transient_id).cpu(), real)
     nearest = []
     additive = []
     for truth, i, k in zip(real, held_out.static_id, held_out.transient_id):
@@ -1156,21 +834,15 @@ def measure_exchange(model, train_set, held_out):
         guess = same_person.mean(0) + clips[train_set.transient_id == k].mean(0) - clips.mean(0)
         nearest.append(psnr(same_person, truth.expand_as(same_person)).max().item())
         additive.append(psnr(guess.clamp(0, 255)[None], truth[None]).item())
-    generated = videos(model, held_out.static_id, held_out.transient_id).cpu()
-    ours = psnr(generated, real).mean().item()
-    return dict(exchange_psnr=ours, exchange_nearest_psnr=np.mean(nearest).item(),
+    return dict(exchange_psnr=ours.mean().item(), exchange_nearest_psnr=np.mean(nearest).item(),
                 exchange_additive_psnr=np.mean(additive).item())
 
 def find_codes(model, s, clips, steps=300, lr=0.02):
     """Codes of clips never trained on, uint8 [K, L, H, W, 3] -> z_s [K, D_s], z_t [K, L, D_t], label [K].
 
     From the closest of up to 512 pairs of dictionary rows, Adam on l_rec, projected; G and R stay."""
-    K, L, H = clips.shape[:3]
+    K, L = clips.shape[:2]
     clips = clips.to(model.z_s.z.device)
-
-    def small(clips):  # frames of 16 x 16 tell which pair is close
-        return F.avg_pool2d(unit_frames(clips.flatten(0, 1)), H // 16).flatten(1).view(len(clips), -1)
-
     pairs = torch.cartesian_prod(torch.arange(len(model.z_s.z)), torch.arange(len(model.z_t.z)))
     some = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[:512]
     pairs = pairs[some].to(clips.device)
@@ -1227,49 +899,36 @@ def measure_interpolation(model, s, everything, train_set):
     return dict(interpolation_psnr=ours, interpolation_average_psnr=mean)
 
 # ---- train and evaluate ------------------------------------------------------------------------------------
-@contextmanager
-def signals():
-    """Ctrl-C and SIGTERM end a run after the step at hand: yields the list of the signals that came."""
-    came = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda number, _: came.append(number))
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def diverged(step, s):
+    return DataError(f"not finite at step {step}: most likely a learning rate too high for these clips (G "
+                     f"{s.lr_G:g}, R {s.lr_R:g}, codes {s.lr_Z:g}); the checkpoint, if any, is a good one")
 
-def diverged(step, s, out):
-    """The DataError of a run that is not finite any more."""
-    kept = (out / "checkpoint.pt").exists()
-    return DataError(f"not finite at step {step}: most likely a learning rate too high for these clips "
-                     f"(G {s.lr_G:g}, R {s.lr_R:g}, codes {s.lr_Z:g}); "
-                     + (f"the last good checkpoint is {out}/checkpoint.pt" if kept else "no checkpoint yet"))
-
-def take_up(out, trainer, kept, data):
-    """--resume: the trainer goes on from a checkpoint of the same clips and settings. Its log. DataError.
+def take_up(out, trainer, data):
+    """--resume: the trainer goes on from the checkpoint in `out`. Returns its log. Raises DataError.
 
     With more steps than before, the fast recipe's rates are from here on those of a run of so many."""
     s = trainer.s
-    had = kept["data"]
+    kept = read_checkpoint(out)
+    before, had = kept["settings"], kept["data"]
     where = f"--resume: {out}/checkpoint.pt was made with"
     if had["fingerprint"] != data["fingerprint"]:
         raise DataError(f"{where} other data, {had['clips']} clips ({had['source'][:50]}); now there are "
                         f"{data['clips']} ({data['source'][:50]}): give the same --dataset, --clips and "
                         "--layout, or train afresh with another --out")
     for name, value in asdict(s).items():
-        before = getattr(kept["settings"], name)
-        if value != before and (name != "steps" or value < before):
-            raise DataError(f"{where} {name} {before}, now it is {value}: repeat the first command, with "
-                            f"{option(name)} {before}, or train afresh with another --out")
+        was = getattr(before, name)
+        if value != was and (name != "steps" or value < was):
+            raise DataError(f"{where} {name} {was}, now it is {value}: repeat the first command, with "
+                            f"{option(name)} {was}, or train afresh with another --out")
+    if len(set(from_all(kept["steps_done"]))) > 1:
+        raise DataError("--resume: the processes found different checkpoints; --out is one folder for all")
     try:
         goes_on = trainer.restore(kept)
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         raise DataError(f"{out}/checkpoint.pt: of another shape ({printable(error, 120)})") from None
-    if s.steps > kept["settings"].steps:
-        say(f"{kept['settings'].steps} steps become {s.steps}: from step {kept['steps_done']} on, the rates "
-            f"are those of a run of {s.steps}")
+    if s.steps > before.steps:
+        say(f"{before.steps} steps become {s.steps}: from step {kept['steps_done']} on, the rates are those "
+            f"of a run of {s.steps}")
     if not goes_on:
         say(f"the checkpoint was made by {len(kept['batches'])} processes on {had['trained_on']['device']}: "
             "from here on the clips come in another order")
@@ -1279,139 +938,135 @@ def train(args):
     """trains, with a progress line, a log and checkpoints; then measures and shows"""
     device = choose_device(args.device)
     join_processes(device)
-    dataset = args.dataset or "chair"
-    everything, row, path = find_clips(dataset, args.clips, args.layout)
-    s, why = choose_settings(args, row, everything, device)
-    everything = aligned(everything) if s.window == "aligned" else everything
+    everything, path = data_prep.find(args.dataset, args.clips, args.layout)
+    s, everything, why = choose_settings(args, everything, device)
     clips, _ = keep_from_training(everything, s)
     N, L, size = clips.videos.shape[:3]
-    out = Path(args.out or f"runs/{Path(dataset).stem}")
-    data = dict(dataset=dataset, path=path, source=clips.source, standin=clips.standin, clips=N, frames=L,
-                size=size, asked_clips=args.clips, fingerprint=fingerprint(everything),
+    out = Path(args.out or f"runs/{Path(args.dataset).stem}")
+    data = dict(dataset=args.dataset, path=path, source=clips.source, standin=clips.standin, clips=N,
+                frames=L, size=size, asked_clips=args.clips, fingerprint=everything.fingerprint,
                 names=clips.names, static_names=clips.static_names, transient_names=clips.transient_names,
                 pairs=np.stack([clips.static_id, clips.transient_id], 1).tolist(),
                 trained_on=dict(device=str(device), kernels=backend(device), torch=str(torch.__version__),
                                 commit=commit()))
-    kept = read_checkpoint(out) if args.resume else None
     vgg16 = load_vgg16(args.vgg16, device) if RANK == 0 else None
     trainer = Trainer(s, clips, device, args.graph)
-    log = take_up(out, trainer, kept, data) if kept else []
+    log = take_up(out, trainer, data) if args.resume else []
     if RANK == 0:
-        held = lock(out)
-        if not kept:
-            move_aside(out)
+        held = take_folder(out, keep=args.resume)
         few = {key: value for key, value in data.items() if not isinstance(value, (list, dict))}
         write(out / "config.json", dict(asdict(s), **few, **data["trained_on"], processes=WORLD))
     frames = s.batch * trainer.batches.F
     say(f"{clips.source}\n{N} clips of {L} frames, {size} x {size}; {len(clips.static_names)} static and "
         f"{len(clips.transient_names)} transient codes; {s.recipe} recipe, {s.steps} steps of {s.batch} "
         f"clips x {trainer.batches.F} frames\n{device}, {s.precision} ({why}), losses by {backend(device)}; "
-        f"{WORLD} process{'es' * (WORLD > 1)}; writing to {out}")
+        f"processes: {WORLD}; writing to {out}")
     if clips.standin:
-        say(f"NOTE: these clips are DRAWN STAND-INS, not the real {row} data; every result says so")
+        say("NOTE: these clips are DRAWN STAND-INS, not the real data; every result says so")
 
+    came = []  # signals: they end the run after the step at hand
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: came.append(number))
     first_step = trainer.steps_done
     seconds_before = log[-1][1] if log else 0.0
     began = saved = time.perf_counter()
     look_every = max(1, min(25, s.steps // 20))
     losses = []
     stop = 0
-    with signals() as came:
-        while trainer.steps_done < s.steps and not stop:
-            try:
-                v, v_hat, loss = trainer.step()
-            except torch.linalg.LinAlgError:  # --rank: what is not finite has no eigenvectors
-                raise diverged(trainer.steps_done + 1, s, out) from None
-            # All below is looking, not learning. Processes look together; the host waits only here.
-            losses.append(loss)
-            step = trainer.steps_done
-            if step % look_every and step < s.steps and (WORLD > 1 or not came):
-                continue
-            values = torch.stack(losses)                                     # (steps since the last look, 3)
-            if WORLD > 1:
-                all_reduce([values])
-                values /= WORLD
-            for number, value in enumerate(values.cpu(), step + 1 - len(losses)):
-                if not value.isfinite().all():
-                    raise diverged(number, s, out)
-            losses = []
-            passed = time.perf_counter() - began
-            rate = (step - first_step) / passed
-            dB = psnr(to_bytes(v_hat)[None], v.permute(0, 2, 3, 1)[None]).item()
-            log.append([step, seconds_before + passed, *values.mean(0).tolist(), dB, rate * frames])
-            left = (s.steps - step) / rate
-            say(f"step {step:{len(str(s.steps))}}/{s.steps}  loss {log[-1][2]:.4f}  {dB:5.2f} dB  "
-                f"{rate * frames:6.0f} frames/s  {log[-1][1]:5.0f} s  ETA {left // 60:.0f}:{left % 60:02.0f}")
-            late = time.perf_counter() - saved >= args.checkpoint_every
-            stop, late = map(max, zip(*from_all((came[0] if came else 0, late))))
-            if late or stop or step == s.steps:
-                save_checkpoint(out, s, data, log, trainer.state())
-                saved = time.perf_counter()
+    while trainer.steps_done < s.steps and not stop:
+        try:
+            v, v_hat, loss = trainer.step()
+        except torch.linalg.LinAlgError:  # --rank: what is not finite has no eigenvectors
+            raise diverged(trainer.steps_done + 1, s) from None
+        # All below is looking, not learning. Processes look together; the host waits only here.
+        losses.append(loss)
+        step = trainer.steps_done
+        if step % look_every and step < s.steps and (WORLD > 1 or not came):
+            continue
+        values = torch.stack(losses)                                         # (steps since the last look, 3)
+        losses = []
+        if WORLD > 1:
+            all_reduce([values])
+        values = values.cpu() / WORLD
+        for number, value in enumerate(values, step + 1 - len(values)):
+            if not value.isfinite().all():
+                raise diverged(number, s)
+        passed = time.perf_counter() - began
+        rate = (step - first_step) / passed
+        dB = psnr(to_bytes(v_hat)[None], v.permute(0, 2, 3, 1)[None]).item()
+        log.append([step, seconds_before + passed, *values.mean(0).tolist(), dB, rate * frames])
+        left = (s.steps - step) / rate
+        say(f"step {step:{len(str(s.steps))}}/{s.steps}  loss {log[-1][2]:.4f}  {dB:5.2f} dB  "
+            f"{rate * frames:6.0f} frames/s  {log[-1][1]:5.0f} s  ETA {left // 60:.0f}:{left % 60:02.0f}")
+        late = time.perf_counter() - saved >= args.checkpoint_every
+        stop, late = map(max, zip(*from_all((came[0] if came else 0, late))))
+        if late or stop or step == s.steps:
+            save_checkpoint(out, s, data, log, trainer.state())
+            saved = time.perf_counter()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if RANK == 0 and stop:
         complain(f"stopped at step {step} of {s.steps}; the checkpoint is in {out}, --resume goes on")
     elif RANK == 0:
         args.run = out
         report(args, everything, vgg16)
-        held.close()
+        held.release()
     return 128 + stop if stop else 0
 
 def save_checkpoint(out, s, data, log, state):
     """checkpoint.pt, log.csv and curve.png, by process 0. Raises DataError where something is not finite."""
     if not all(value.isfinite().all() for value in state["model"].values()):
-        raise diverged(state["steps_done"], s, out)
+        raise diverged(state["steps_done"], s)
     if RANK == 0:
         write(out / "checkpoint.pt", dict(settings=asdict(s), data=data, log=log, **state))
         head = "step,seconds,loss,l_rec,l_triplet,psnr,frames_per_second"
         lines = [",".join(f"{value:.6g}" for value in line) for line in log]
         write(out / "log.csv", "\n".join([head, *lines]))
-        chart(show(out, "curve", data, None), log)
+        _, seconds, loss, _, _, dB, _ = zip(*log)
+        data_prep.chart(show(out, "curve", data, None), seconds, {
+            "Loss (Eq. 6), logarithmic": (loss, True), "PSNR of the last step's frames, dB": (dB, False)})
 
 def report(args, everything, vgg16):
     """Measure the run --run: metrics.json, reconstructions, samples. everything: all its Clips."""
     s, data, model, log, out = load_run(args)
     clips, held_out = keep_from_training(everything, s)
-    device = model.z_s.z.device
-    real = torch.from_numpy(clips.videos).to(device)
+    real = torch.from_numpy(clips.videos).to(model.z_s.z.device)
     generated = videos(model, clips.static_id, clips.transient_id)
     dB = psnr(generated, real)
     similarity = [ssim(unit_frames(g), unit_frames(r)).mean().item() for g, r in zip(generated, real)]
-    more = measure_exchange(model, clips, held_out) if s.hold_out else {}
+    more = dict(exchange_psnr=None)
+    if s.hold_out:
+        more.update(measure_exchange(model, clips, held_out))
     if s.hold_out_clips:
         more.update(measure_encoding(model, s, clips, held_out))
     if s.every > 1:
         more.update(measure_interpolation(model, s, everything, clips))
     few = {key: data[key] for key in ("dataset", "source", "standin", "frames")}
     metrics = dict(few, videos=data["clips"], psnr=dB.mean().item(), psnr_min=dB.min().item(),
-                   ssim=np.mean(similarity).item(), **scores(generated, real, *vgg16),
-                   **{"exchange_psnr": None, **more}, steps=log[-1][0], seconds=round(log[-1][1], 1),
+                   ssim=np.mean(similarity).item(), **scores(generated, real, *vgg16), **more,
+                   steps=log[-1][0], seconds=round(log[-1][1], 1),
                    frames_per_second=round(log[-1][-1], 1), precision=s.precision, seed=s.seed,
-                   **data["trained_on"], evaluated_on=str(device))
-    columns = spread(data["frames"], 8)
+                   **data["trained_on"], evaluated_on=str(real.device))
+    generated, real = generated.cpu().numpy(), real.cpu().numpy()
     pairs = [(j, shown) for j in spread(len(real), 8) for shown in (real, generated)]
-    show(out, "reconstructions", data, [shown[j][columns].cpu().numpy() for j, shown in pairs],
+    show(out, "reconstructions", data, [shown[j][spread(data["frames"], 8)] for j, shown in pairs],
          row_labels=[clips.names[j][:16] if shown is real else "generated" for j, shown in pairs])
-    show(out, "samples", data, None, side_by_side(generated[spread(len(generated), 16)]))
+    show(out, "samples", data, None, data_prep.side_by_side(generated[spread(len(generated), 16)]))
     write(out / "metrics.json", metrics)
-    for name, value in sorted(more.items()):
-        say(f"{name.replace('_', ' ')}: {value:.2f}")
+    for name in [name for name in more if more[name] is not None]:
+        say(f"{name.replace('_', ' ')}: {more[name]:.2f}")
     say(f"PSNR {dB.mean():.2f} dB mean, {dB.min():.2f} minimum; SSIM {metrics['ssim']:.3f}; "
-        f"{two_scores(metrics)}; {log[-1][0]} steps in {log[-1][1]:.0f} s"
+        f"{scores_in_words(metrics)}; {log[-1][0]} steps in {log[-1][1]:.0f} s"
         f"{'; DRAWN STAND-INS' * data['standin']}; see {out}")
-
-def two_scores(found):
-    """FCS and MCS in words."""
-    mcs = found["mcs_note"] or f"{found['mcs']:.2f}"
-    return f"FCS {found['fcs']:.3f} (bound {found['fcs_bound']:.3f}); MCS {mcs}"
 
 def evaluate(args):
     """measures a run again; with --generated and --real, scores clips of other software (Table 2)"""
-    device = choose_device(args.device)
+    vgg16 = load_vgg16(args.vgg16, choose_device(args.device))
     if not (args.generated or args.real):
         s, data, *_ = load_run(args)
-        return report(args, clips_of_run(args, s, data), load_vgg16(args.vgg16, device))
+        return report(args, clips_of_run(args, s, data), vgg16)
     if not (args.generated and args.real):
         raise DataError("evaluate needs both --generated DIR and --real NPZ, or --run DIR")
-    vgg16 = load_vgg16(args.vgg16, device)
     real = data_prep.load(args.real)
     L, size = real.videos.shape[1:3]
     skipped = {}
@@ -1419,13 +1074,12 @@ def evaluate(args):
     data_prep.report_skipped(skipped)
     if not found:
         raise DataError(f"--generated {args.generated}: no clip of {L} frames or more there")
-    generated = torch.from_numpy(np.stack([clip[:L] for clip in found.values()])).to(device)
-    metrics = dict(dataset=args.real, source=real.source, standin=real.standin, generated=args.generated,
-                   videos=len(found), frames=L, torch=torch.__version__, commit=commit(),
-                   **scores(generated, torch.from_numpy(real.videos).to(device), *vgg16))
+    both = (np.stack([clip[:L] for clip in found.values()]), real.videos)
+    measured = scores(*(torch.from_numpy(v).to(choose_device(args.device)) for v in both), *vgg16)
     out = Path(args.out or "runs/evaluate", "metrics.json")
-    write(out, metrics)
-    say(f"{len(found)} clips of {L} frames: {two_scores(metrics)}; see {out}")
+    write(out, dict(dataset=args.real, source=real.source, standin=real.standin, generated=args.generated,
+                    videos=len(found), frames=L, torch=torch.__version__, commit=commit(), **measured))
+    say(f"{len(found)} clips of {L} frames: {scores_in_words(measured)}; see {out}")
 
 # ---- the other actions -------------------------------------------------------------------------------------
 def sample(args):
@@ -1436,8 +1090,8 @@ def sample(args):
     k = torch.randint(len(model.z_t.z), (args.count,), generator=rng)
     columns = spread(data["frames"], 8)
     if args.prior == "dictionary":
-        clips = videos(model, i, k).cpu()
-        rows = list(clips[:, columns].numpy())
+        clips = videos(model, i, k).cpu().numpy()
+        rows = list(clips[:, columns])
         labels = [f"{data['static_names'][a]} {data['transient_names'][b]}"[:20] for a, b in zip(i, k)]
     else:
         z = model.z_s.z.cpu().double()
@@ -1449,10 +1103,11 @@ def sample(args):
         k = k.to(z.device)
         clips = videos_of(model, z, model.z_t.z[k], k).cpu()
         real = torch.from_numpy(keep_from_training(clips_of_run(args, s, data), s)[0].videos)
-        nearest = real[torch.cdist(clips.float().flatten(1), real.float().flatten(1)).argmin(1)]
-        rows = list(torch.stack([clips, nearest], 1).flatten(0, 1)[:, columns].numpy())
+        nearest = real[torch.cdist(small(clips), small(real)).argmin(1)].numpy()
+        clips = clips.numpy()
+        rows = list(np.stack([clips, nearest], 1).reshape(-1, *clips.shape[1:])[:, columns])
         labels = ["new", "nearest real"] * args.count
-    path = show(out, "samples", data, rows, side_by_side(clips), row_labels=labels)
+    path = show(out, "samples", data, rows, data_prep.side_by_side(clips), row_labels=labels)
     say(f"{args.count} videos: {path} and .gif")
 
 FRAME = (220, 30, 30)  # the colour around what training never saw
@@ -1460,8 +1115,7 @@ FRAME = (220, 30, 30)  # the colour around what training never saw
 def exchange(args):
     """Fig. 6: every static code with every transient code, three frames of each; unseen pairs are framed"""
     _, data, model, _, out = load_run(args)
-    rows = len(model.z_s.z)
-    columns = len(model.z_t.z)
+    rows, columns = len(model.z_s.z), len(model.z_t.z)
     if min(rows, columns) < 2 or rows * columns > 1024:
         raise DataError(f"exchange shows a grid of 2 x 2 to 1024 pairs; {args.run} has {rows} static and "
                         f"{columns} transient codes; --clips at training takes fewer")
@@ -1487,14 +1141,13 @@ def interpolate(args):
         raise DataError(f"--frames {a} {b}: two frames in order, 1 to {L}")
     ends = [(t, t + 1) for t in range(L - 1)] if args.fps_factor else [(a - 1, b - 1)]
     K = args.fps_factor - 1 if args.fps_factor else args.between
-    parts = [frames_between(model, data["pairs"][args.clip], a, b, K) for a, b in ends]
-    video = torch.cat([part[:-1] for part in parts] + [parts[-1][-1:]])
+    parts = [frames_between(model, data["pairs"][args.clip], a, b, K).numpy() for a, b in ends]
+    video = np.concatenate([part[:-1] for part in parts] + [parts[-1][-1:]])
     across = min(len(video), 16)
-    cells = list(video.numpy()) + [None] * (-len(video) % across)
+    cells = [*video, *[None] * (-len(video) % across)]
     frames = [FRAME if t % (K + 1) and t < len(video) else None for t in range(len(cells))]
-    starts = range(0, len(cells), across)
-    path = show(out, "interpolation", data, [cells[t:t + across] for t in starts], video,
-                8 * (args.fps_factor or 1), gap=4, frames=[frames[t:t + across] for t in starts])
+    cells, frames = ([row[t:t + across] for t in range(0, len(row), across)] for row in (cells, frames))
+    path = show(out, "interpolation", data, cells, video, 8 * (args.fps_factor or 1), gap=4, frames=frames)
     say(f"{data['names'][args.clip]}: {len(ends) * K} frames between, framed: {path} and .gif")
 
 def encode(args):
@@ -1515,21 +1168,20 @@ def encode(args):
     z_s, z_t, label = find_codes(model, s, real)
     made = videos_of(model, z_s, z_t, label).cpu()
     columns = spread(L, 8)
-    path = show(out, "encoded", data, [clips[0][columns].numpy() for clips in (real, made)],
-                torch.cat([real[0], made[0]], 2), row_labels=["input", "encoded"])
+    path = show(out, "encoded", data, [real[0, columns].numpy(), made[0, columns].numpy()],
+                torch.cat([real[0], made[0]], 2).numpy(), row_labels=["input", "encoded"])
     write(out / "encoded.pt", dict(z_s=z_s[0].cpu(), z_t=z_t[0].cpu(), label=label[0].item()))
     numbers = z_s.numel() + z_t.numel()
     say(f"PSNR {psnr(made, real).item():.2f} dB from {numbers} numbers ({4 * numbers} bytes; the clip has "
         f"{real.numel()}); see {path}")
 
 def prepare(args):
-    """What ablate and bench begin with -> (device, Clips, row of TABLE_6, settings, why this precision)."""
+    """What ablate and bench begin with -> (device, settings, Clips, why this precision). Raises DataError."""
     if args.hold_out or args.hold_out_clips or (args.every or 1) > 1:
         raise DataError(f"{args.action} trains on everything: no --hold-out, --hold-out-clips or --every")
     device = choose_device(args.device)
-    clips, row, _ = find_clips(args.dataset or "chair", args.clips, args.layout)
-    s, why = choose_settings(args, row, clips, device)
-    return device, aligned(clips) if s.window == "aligned" else clips, row, s, why
+    clips, _ = data_prep.find(args.dataset, args.clips, args.layout)
+    return device, *choose_settings(args, clips, device)
 
 ABLATION = {  # Tables 2 and 4, chairs: the paper's MCS and FCS, what a row changes; -R is not in the paper
     "-Z": (3.96, 0.75, None),  # codes that nobody learned, for the G and R of +triplet +static
@@ -1543,22 +1195,20 @@ ABLATION = {  # Tables 2 and 4, chairs: the paper's MCS and FCS, what a row chan
 
 def ablate(args):
     """Tables 4a and 4b, and a row without R, all at the same steps and seeds; rows that are done stay done"""
-    device, clips, row, base, _ = prepare(args)
+    device, base, clips, _ = prepare(args)
     vgg16 = load_vgg16(args.vgg16, device)
     real = torch.from_numpy(clips.videos).to(device)
     count = args.generated_clips
     seeds = range(base.seed, base.seed + args.seeds)
-    out = Path(args.out or f"runs/ablation-{Path(args.dataset or 'chair').stem}")
-    held = lock(out)
-    table = dict(settings=asdict(base), clips=fingerprint(clips), generated_clips=count, vgg16=args.vgg16,
+    out = Path(args.out or f"runs/ablation-{Path(args.dataset).stem}")
+    table = dict(settings=asdict(base), clips=clips.fingerprint, generated_clips=count, vgg16=args.vgg16,
                  source=clips.source, standin=clips.standin, device=str(device), torch=str(torch.__version__))
     try:
         before = json.loads((out / "ablation.json").read_text())
     except (OSError, ValueError):
         before = {}
     ours = before["ours"] if table.items() <= before.items() else {}
-    if not ours:
-        move_aside(out)
+    held = take_folder(out, keep=ours)
     for seed, name in [(seed, name) for seed in seeds for name in ABLATION]:
         changes = ABLATION[name][2]
         if changes is None or f"{name}, seed {seed}" in ours:
@@ -1566,28 +1216,25 @@ def ablate(args):
         s = replace(base, seed=seed, **changes)
         trainer = Trainer(s, clips, device, args.graph)
         m = trainer.model
-        began = time.perf_counter()
-        for step in range(1, s.steps + 1):
+        progress = data_prep.Progress(f"seed {seed}, {name}: steps")
+        for step in range(s.steps):
             _, _, loss = trainer.step()
-            if step % max(1, s.steps // 10) == 0:
-                left = (time.perf_counter() - began) / step * (s.steps - step)
-                say(f"seed {seed}  {name}  {step}/{s.steps}  loss {loss[0]:.4f}  ETA of the row {left:.0f} s")
+            progress(step + 1, s.steps)
         if not loss.isfinite().all():
-            raise diverged(s.steps, s, out)
+            raise diverged(s.steps, s)
         rng = torch.Generator().manual_seed(seed)
         i, k = (torch.randint(len(d.z), (count,), generator=rng).to(device) for d in (m.z_s, m.z_t))
         found = scores(videos(m, i, k), real, *vgg16)
         found["psnr"] = psnr(videos(m, clips.static_id, clips.transient_id), real).mean().item()
         ours[f"{name}, seed {seed}"] = found
         if not changes:
-            z_s, z_t = (torch.randn(count, *d.z.shape[1:], generator=rng) for d in (m.z_s, m.z_t))
-            z_s = unit_ball(z_s / s.D_s ** 0.5).to(device)
-            z_t = unit_ball(z_t / s.D_t ** 0.5).to(device)
-            made = videos_of(m, z_s, z_t, k)
+            z_s, z_t = (unit_ball(torch.randn(count, *d.z.shape[1:], generator=rng) / d.z.shape[-1] ** 0.5)
+                        for d in (m.z_s, m.z_t))
+            made = videos_of(m, z_s.to(device), z_t.to(device), k)
             ours[f"-Z, seed {seed}"] = scores(made, real, *vgg16)
             ours[f"+Z, seed {seed}"] = found
-        paper = {name: values[:2] for name, values in ABLATION.items()} if row == "chair" else None
-        write(out / "ablation.json", dict(table, commit=commit(), paper=paper, ours=ours))
+        paper = {name: values[:2] for name, values in ABLATION.items()}
+        write(out / "ablation.json", dict(table, commit=commit(), paper_on_chairs=paper, ours=ours))
 
     def cell(name, key):
         values = [ours[f"{name}, seed {seed}"].get(key) for seed in seeds]
@@ -1597,24 +1244,24 @@ def ablate(args):
     bound = ours[f"+Z, seed {base.seed}"]["fcs_bound"]
     lines = [f"{clips.source}; {base.recipe} recipe, {base.steps} steps, {len(seeds)} seed(s), {count} clips "
              f"generated a row; FCS bound {bound:.3f} (paper: 0.91){'; DRAWN STAND-INS' * clips.standin}", "",
-             "| | MCS, paper | MCS, ours | FCS, paper | FCS, ours | PSNR |", "|---|---|---|---|---|---|"]
+             "| | MCS, paper (chairs) | MCS, ours | FCS, paper (chairs) | FCS, ours | MCS_t | PSNR |",
+             "|---|---|---|---|---|---|---|"]
     for name, (mcs, fcs, _) in ABLATION.items():
-        mcs, fcs = (mcs, fcs) if mcs and row == "chair" else ("-", "-")
-        cells = (name, mcs, cell(name, "mcs"), fcs, cell(name, "fcs"), cell(name, "psnr"))
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        ours_are = [cell(name, key) for key in ("mcs", "fcs", "mcs_t", "psnr")]
+        lines.append(f"| {name} | {mcs or '-'} | {ours_are[0]} | {fcs or '-'} | {' | '.join(ours_are[1:])} |")
     write(out / "ablation.md", "\n".join(lines))
     say("\n".join([*lines, f"see {out}"]))
-    held.close()
+    held.release()
 
 def bench(args):
     """where the time of a training step goes on this device; last line: whole step over bare generator"""
-    device, clips, _, s, why = prepare(args)
+    device, s, clips, why = prepare(args)
     s.steps = max(s.steps, 400)
     trainer = Trainer(s, clips, device, args.graph)
     trainer.steps_done = s.steps // 2                                        # norms in eval mode, as mostly
     for _ in range(5):
         v, v_hat, _ = trainer.step()
-    G = trainer.model.G
+    G = trainer.model.G.requires_grad_(True)
     codes = torch.randn(len(v), s.D_s + s.D_t, device=device, requires_grad=True)
     label = torch.zeros(len(v), dtype=torch.long, device=device)
     dl_dv = torch.randn_like(v_hat)
@@ -1706,6 +1353,8 @@ def parse(argv):
     add("--seeds", type=whole(1), default=1, metavar="K", help="how many (default: 1)")
     add("--generated-clips", type=whole(1), default=500, metavar="K", help="by each row (default: 500)")
     args = parser.parse_args(argv)
+    if args.action in ("train", "ablate", "bench"):
+        args.dataset = args.dataset or "chair"
     if args.action not in ACTIONS:
         parser.error(f"no action {args.action}: {', '.join(ACTIONS)}")
     if args.run and args.action in ("train", "ablate", "bench"):
@@ -1734,6 +1383,12 @@ def main(argv=None):
     except OSError as error:
         complain(f"{error.filename or 'a file'}: {error.strerror or error}; check path, permissions "
                  "and free space")
+    except RuntimeError as error:
+        if WORLD == 1:
+            raise
+        complain(f"process {RANK} of {WORLD} stops, most likely since another one is gone; start all of them "
+                 f"again with --resume ({printable(error, 120)})")
+        os._exit(2)  # the usual way out, through broken connections, may end in an abort
     except KeyboardInterrupt:
         complain("interrupted")
         return 130

@@ -38,6 +38,7 @@ if not torch.cuda.is_available():  # before kernels are imported: Triton's inter
 
 import data_prep
 import kernels
+import measures
 import nav
 from data_prep import DataError
 from kernels import backend, bench, laplacian_l1, laplacian_l1_with_grad, triplet_margin
@@ -289,31 +290,35 @@ def test_norms_learn_early_in_training_and_then_stay(recipe, steps, until):
 def test_what_is_captured_and_when(monkeypatch, capsys):
     """Captured's bookkeeping, on a CPU: a capture here computes, and a replay does nothing."""
     def fails(*inputs):
-        trainer.update = lambda *inputs: ran.append("update") or update(*inputs)
-        trainer.model.G.requires_grad_(False)
-        trainer.model.R.out.bias.grad = torch.ones(5)
-        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        captured.call = counted
+        try:
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        finally:
+            raise RuntimeError("the capture was invalidated")  # as the end of a capture does
+    def counted(*inputs):
+        ran.append("update")
+        return trainer.update(*inputs)
     ran = []
     here = contextlib.nullcontext()
     for name, stand_in in dict(
             CUDAGraph=lambda: mock.Mock(replay=lambda: ran.append("replay")), stream=lambda _: here,
-            graph=lambda _: ran.append("capture") or here, **dict.fromkeys(
-                ("Stream", "current_stream", "default_stream", "set_stream"), mock.Mock())).items():
+            synchronize=lambda: ran.append("wait"), graph=lambda _: ran.append("capture") or here,
+            **dict.fromkeys(("Stream", "current_stream", "default_stream", "set_stream"), mock.Mock())).items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     trainer = trainer_of(steps=120)
-    update = trainer.update
-    trainer.update = lambda *inputs: ran.append("update") or update(*inputs)
-    trainer.use_graph = True
+    captured = trainer.captured = nav.Captured(counted, nav.complain)
     trainer.steps_done = 96
     for _ in range(8):  # at step 100 the norms stop learning: what was captured is of no use
         chosen = trainer.batches.choose()
         with mock.patch.object(trainer.batches, "choose", lambda: chosen):
             assert same(after(1, trainer).captured.inputs, list(chosen))  # the graph reads these
-    assert ran == (["update"] * 2 + ["capture", "update"] + ["replay"] * 2) * 2
-    trainer.captured = None
-    after(2, trainer).update = fails
-    assert not after(2, trainer).captured and ran[12:] == ["update"] * 2 + ["capture"] + ["update"] * 2
-    assert all(p.requires_grad and p.grad is None for p in trainer.model.parameters())
+    once = ["update"] * 2 + ["capture", "update"] + ["replay"] * 2
+    assert ran == [*once, "wait", *once]
+    captured.drop()
+    after(2, trainer)
+    captured.call = fails
+    after(2, trainer)
+    assert ran[13:] == ["wait"] + ["update"] * 2 + ["capture"] + ["update"] * 2 and captured.failed
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "without a CUDA graph" in said and "not permitted when" in said
 
@@ -323,7 +328,7 @@ def test_graph_and_single_kernels_agree_on_a_gpu(recipe):
     s = settings(recipe=recipe, batch=4, per_clip=2, steps=110)
     twins = [nav.Trainer(s, laid_out("grid"), torch.device("cuda"), graph) for graph in (True, False)]
     losses = [torch.stack([trainer.step()[2] for _ in range(110)]) for trainer in twins]
-    assert torch.allclose(*losses, atol=1e-4) and twins[0].captured and not twins[1].captured
+    assert torch.allclose(*losses, atol=1e-4) and twins[0].captured.graph and not twins[1].captured
 
 def test_every_pass_meets_every_clip_once():
     clips = toy_clips(5)
@@ -403,7 +408,7 @@ def test_aligned_windows_find_the_frames_that_move_alike():
             film[t, 8 + 9 * action : 18 + 9 * action, x : x + 5] = colour
         films.append(film)
     clips = data_prep.from_clips(films, 8, list("abcdef"), list("xyz") * 2, list("jjjkkk"), "test")
-    found = nav.aligned(clips)
+    found = data_prep.aligned(clips)
     every = [[film[t : t + 8].tobytes() for t in range(13)]
              for film in np.split(clips.full, clips.length.cumsum()[:-1])]
     begin = [films.index(video.tobytes()) for video, films in zip(found.videos, every)]
@@ -429,12 +434,13 @@ def test_r_starts_like_its_codes_and_decay_spares_the_norms():
     before = (R(z) - z).norm()
     nav.start_like_codes(R, z)
     assert (R(z) - z).norm() < 0.3 * before
-    G = nav.Generator(8, 16, 4, augment=True)
-    kept = {name: p.detach().clone() for name, p in G.named_parameters()}
-    nav.decay_matrices(G, torch.tensor(0.25))
-    assert all(torch.equal(p, kept[name] * (0.75 if p.ndim > 1 else 1)) for name, p in G.named_parameters())
+    plain, decayed = (trainer_of(augment=True, decay=decay, lr_G=0.1) for decay in (0.0, 2.5))
+    start = {name: p.detach().clone() for name, p in plain.model.G.named_parameters()}
+    ours = dict(after(1, decayed).model.G.named_parameters())
+    for name, p in after(1, plain).model.G.named_parameters():  # the first step's rate is lr_G / 50
+        assert torch.allclose(ours[name], p - 2.5 * 0.1 / 50 * start[name] * (p.ndim > 1), atol=1e-7), name
 
-# ---- nav: measures -----------------------------------------------------------------------------------------
+# ---- measures -----------------------------------------------------------------------------------------
 # scikit-image 0.26.0: structural_similarity(x, y, gaussian_weights=True, sigma=1.5, data_range=1,
 # use_sample_covariance=False, channel_axis=-1) of two images: seed, height, width, noise
 @pytest.mark.parametrize("seed, height, width, noise, expected", [
@@ -445,18 +451,18 @@ def test_ssim_agrees_with_scikit_image(seed, height, width, noise, expected):
     x = np.stack([0.5 + 0.5 * np.sin((c + 1) * i / 7 + j / 5) for c in range(3)], -1)
     y = np.clip(x + noise * np.random.default_rng(seed).standard_normal(x.shape), 0, 1)
     x, y = (torch.from_numpy(v).permute(2, 0, 1)[None] for v in (x, y))
-    assert nav.ssim(x, y).item() == pytest.approx(expected, abs=1e-6)
-    assert nav.ssim(x.float(), y.float()).item() == pytest.approx(expected, abs=1e-4)
+    assert measures.ssim(x, y).item() == pytest.approx(expected, abs=1e-6)
+    assert measures.ssim(x.float(), y.float()).item() == pytest.approx(expected, abs=1e-4)
 
 def two_sets():
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 4, 16, 16, 3), dtype=np.uint8))
 
 def test_psnr_and_fcs_by_hand():
     a, b = two_sets()
-    assert nav.psnr(a, b).tolist() == pytest.approx([dB(x, y.numpy()) for x, y in zip(a, b)], abs=1e-4)
-    assert nav.psnr(a, a).tolist() == [100.0] * 3
-    first_and_all = [nav.ssim(*(nav.unit_frames(v)[None] for v in (clip[0], v))) for clip in a for v in clip]
-    assert nav.fcs(a) == pytest.approx(np.mean(first_and_all), abs=1e-5)
+    assert measures.psnr(a, b).tolist() == pytest.approx([dB(x, y.numpy()) for x, y in zip(a, b)], abs=1e-4)
+    assert measures.psnr(a, a).tolist() == [100.0] * 3
+    first_and_all = [measures.ssim(*(measures.unit_frames(v)[None] for v in (clip[0], v))) for clip in a for v in clip]
+    assert measures.fcs(a) == pytest.approx(np.mean(first_and_all), abs=1e-5)
 
 @pytest.fixture(scope="session")
 def vgg16(tmp_path_factory):
@@ -471,21 +477,21 @@ def vgg16(tmp_path_factory):
 
 def test_mcs_by_loops(vgg16):
     """log10 |f - f^|^2 in float64, from frame to frame."""
-    phi, why = nav.load_vgg16(str(vgg16), CPU)
+    phi, why = measures.load_vgg16(str(vgg16), CPU)
     relu3_3 = copy.deepcopy(phi).double()
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).double()[..., None, None]
     a, b = two_sets()
     sets = [[relu3_3((v.permute(0, 3, 1, 2) / 255 - mean) / std) for v in each] for each in (a, b[:2])]
     moves = [[v[t + 1] - v[t] for v in each for t in range(3)] for each in sets]
     expected = torch.sub(*(sum(each) / len(each) for each in moves)).square().sum().log10().item()
-    assert why is None and nav.scores(a, b[:2], phi, None)["mcs"] == pytest.approx(expected, abs=1e-4)
-    equal = nav.scores(a, a, phi, None)
+    assert why is None and measures.scores(a, b[:2], phi, None)["mcs"] == pytest.approx(expected, abs=1e-4)
+    equal = measures.scores(a, a, phi, None)
     assert equal["mcs"] is None and "-inf" in equal["mcs_note"] and equal["fcs"] == equal["fcs_bound"]
 
 # ---- nav: what is asked for --------------------------------------------------------------------------------
 def chosen(options=""):
     args = nav.parse(["--levels", "3", "--alpha", "1", *options.split()])
-    return nav.choose_settings(args, "chair", toy_clips(), CPU)[0]
+    return nav.choose_settings(args, toy_clips(), CPU)[0]
 
 @pytest.mark.parametrize("options, batch, per_clip, steps", [
     ("", 5, 6, 2650), ("--batch 4", 4, 1, 2650), ("--batch 9 --per-clip 3 --steps 5", 5, 3, 5),
@@ -509,10 +515,10 @@ def test_precision_is_what_the_processor_multiplies(monkeypatch):
 def test_layouts_and_no_row_without_a_clip(tmp_path, layout, rows, rows_of_4):
     data_prep.save(laid_out("3 x 3"), tmp_path / "grid.npz")
     for count, expected in ((None, rows), (4, rows_of_4)):
-        clips, row, path = nav.find_clips(str(tmp_path / "grid.npz"), count, layout)
+        clips, path = data_prep.find(str(tmp_path / "grid.npz"), count, layout)
         assert (len(clips.static_names), len(clips.transient_names)) == expected
         assert (len(set(clips.static_id)), len(set(clips.transient_id))) == expected
-        assert path == str(tmp_path / "grid.npz") and (row == "weizmann" or count)
+        assert path == str(tmp_path / "grid.npz") and clips.grid == (layout in ("grid", "file"))
 
 def test_held_out_cells_leave_every_row_and_column_and_held_out_clips_no_codes():
     clips = laid_out("3 x 3")
@@ -587,7 +593,7 @@ def test_train_evaluate_sample(toy, tmp_path, vgg16, monkeypatch):
     assert rows["step"].tolist() == list(range(6, 121, 6)) and rows["loss"][-1] < rows["loss"][0]
     good("evaluate", "--run", out, "--device", "cpu", "--vgg16", vgg16)
     again = read(out / "metrics.json")
-    assert again == metrics | dict(mcs=again["mcs"], mcs_note=None) and isinstance(again["mcs"], float)
+    assert again == metrics | {key: again[key] for key in ("mcs", "mcs_t")} | dict(mcs_note=None) and again["mcs_t"]
     good("sample", "--run", out, "--count", 3, "--device", "cpu")
     with Image.open(out / "samples.gif") as gif:
         assert gif.n_frames > 1 and gif.size == (32, 32)
@@ -689,7 +695,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
     torch.save(state, tmp_path / "checkpoint.pt")
     poisoned = (tmp_path / "checkpoint.pt").read_bytes()
     line = refused(*toy, "--steps", 20, "--out", tmp_path, "--resume")
-    assert "step 9" in line and "learning rate" in line and "last good checkpoint" in line
+    assert "step 9" in line and "learning rate" in line and "checkpoint" in line
     assert (tmp_path / "checkpoint.pt").read_bytes() == poisoned
     for wild in (["--lr-G", "1e38"], ["--rank", "2", "--lr-Z", "1e38"]):
         assert "not finite at step" in refused(*toy, "--steps", 40, "--out", tmp_path / "wild", *wild)
@@ -812,7 +818,7 @@ def test_two_processes_average_what_norms_learn(two):
 def test_two_processes_go_on_bit_for_bit_and_with_another_number(two):
     """Two, stopped by Ctrl-C in one of them and resumed; by two what one began, and the other way round."""
     folder, (zero, one), options = two
-    assert zero["whole"][1].count("step 40/40") == 1 and "2 processes" in zero["whole"][1]
+    assert zero["whole"][1].count("step 40/40") == 1 and "processes: 2" in zero["whole"][1]
     assert same(learned(folder / "whole"), learned(folder / "half"))
     assert "made by 1 processes" in zero["from_one --resume"][1] and "made by" not in zero["half --resume"][1]
     for name in ("whole", "half --resume", "from_one --resume"):
