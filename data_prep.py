@@ -15,9 +15,12 @@ import gzip
 import hashlib
 import io
 import itertools
+import json
 import math
 import os
 import re
+import shutil
+import subprocess
 import sys
 import tarfile
 import time
@@ -28,6 +31,7 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import numpy as np
+from filelock import FileLock, Timeout  # comes with torch
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
@@ -198,6 +202,45 @@ def load(path):
         arrays.update({key: [*map(printable, arrays[key])] for key in keys if key.endswith("names")})
         arrays["source"] = printable(arrays["source"], 200)
         return Clips(**{key: arrays[key] for key in keys})
+
+# ---- A run's folder ---------------------------------------------------------------------------------------
+RUN_FILES = ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "curve*.png", "reconstructions*.png",
+             "samples*", "exchange*", "encoded*", "interpolation*", "ablation*")
+
+def complain(text):
+    """One line on standard error."""
+    print(f"nav: {printable(text, 10**4)}", file=sys.stderr, flush=True)
+
+def write(path, content):
+    """Write bytes, a text, or anything else as JSON, whole or not at all, its folder made. Raises OSError."""
+    if not isinstance(content, (str, bytes)):
+        content = json.dumps(content, indent=1)
+    content = content if isinstance(content, bytes) else f"{content}\n".encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_beside(path, lambda temporary: temporary.write_bytes(content))
+
+def commit():
+    """The commit of this script, or None outside a clone or without git."""
+    git = [shutil.which("git"), "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return git[0] and subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+
+def take_folder(folder, keep):
+    """Make the folder and lock it while the result lives -> the lock. DataError where another run holds it.
+    What an earlier run left there, unless it is to be kept, goes to earlier-1, earlier-2, ... in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise DataError(f"{folder}: another run writes there; let it end, or give another --out") from None
+    left = [] if keep else [path for pattern in RUN_FILES for path in folder.glob(pattern)]
+    if left:
+        shelf = next(path for i in range(1, 10**6) if not (path := folder / f"earlier-{i}").exists())
+        shelf.mkdir()
+        for path in left:
+            path.rename(shelf / path.name)
+        print(f"{folder} held a run: moved to {shelf}")
+    return lock
 
 # ---- Pictures out: contact sheets and GIFs ---------------------------------------------------------------
 def sheet(rows, path, gap=2, frames=None, row_labels=None, column_labels=None):

@@ -69,9 +69,13 @@ def motion(phi, clips):
     std = torch.tensor([0.229, 0.224, 0.225], device=clips.device)[:, None, None]
     return sum(phi((unit_frames(v) - mean) / std).diff(dim=0) for v in clips) / len(clips)
 
-def small(clips):
-    """uint8 [K, L, H, W, 3] -> [K, L * 3 * 16 * 16], frames of 16 x 16: enough to tell what is close."""
-    return torch.stack([F.adaptive_avg_pool2d(unit_frames(v), 16).flatten() for v in clips])
+def nearest(clips, real):
+    """The real clip nearest to each clip, by frames of 16 x 16; uint8 [K, L, H, W, 3] and [K', L, H, W, 3] ->
+    its index [K], and how far it is [K]: root mean square on [0, 1]."""
+    a, b = (torch.stack([F.adaptive_avg_pool2d(v, 16).flatten() for v in map(unit_frames, x)])
+            for x in (clips, real))
+    distance, index = torch.cdist(a, b).min(1)
+    return index, distance / a.shape[1] ** 0.5
 
 def scores(generated, real, phi, why_not):
     """Table 2's two scores of clips, uint8 [K, L, H, W, 3] and [K', L, H, W, 3] on one device, and two more.
@@ -79,9 +83,8 @@ def scores(generated, real, phi, why_not):
     mcs: log10 |f - f^|^2 of the mean of `motion` over t, which leaves the last frame minus the first; mcs_t:
     log10 of the mean over t of |f_t - f^_t|^2. Lower is better; None without phi, and for equal motion (JSON
     has no infinity). distinct_nearest: how many of the real clips are nearest to one of the generated."""
-    nearest = torch.cdist(small(generated), small(real)).argmin(1)
     found = dict(fcs=fcs(generated), fcs_bound=fcs(real), mcs=None, mcs_t=None, mcs_note=why_not,
-                 distinct_nearest=len(nearest.unique()))
+                 distinct_nearest=len(nearest(generated, real)[0].unique()))
     if phi:
         difference = motion(phi, generated) - motion(phi, real)              # (L - 1, 256, H / 4, W / 4)
         if difference.any():

@@ -14,14 +14,11 @@ makes frame i of [z_s ; r_i], and Eq. 6 fits codes, R and G together. Letters an
 paper's: N clips of L frames of H x W, B clips in a step and F frames of each, codes of D_s and D_t numbers.
 """
 import argparse
-import ctypes
 import io
 import json
 import math
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -30,28 +27,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
-from filelock import FileLock, Timeout  # comes with torch
 from torch.profiler import profile, record_function
 from torch.utils.benchmark import Timer
 
 import data_prep
-from data_prep import DataError, printable
+from data_prep import DataError, commit, complain, printable, take_folder, write
+from fast import Muon, augment, codes_from_clips, keep_freed_memory, schedule, start_like_codes
 from kernels import backend, laplacian_l1_with_grad, triplet_margin
 from kernels.graph import Captured
 from kernels.gru import gru
-from kernels.muon import Muon
-from measures import load_vgg16, psnr, scores, scores_in_words, small, ssim, unit_frames
+from measures import load_vgg16, nearest, psnr, scores, scores_in_words, ssim, unit_frames
+from processes import (LOCAL_RANK, RANK, WORLD, all_reduce, all_reduce_gradients, from_all, join_processes,
+                       say, share_of_process, sum_shared_rows)
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # same seed, same GPU, same result
 torch.backends.cudnn.deterministic = True
 torch.backends.cudnn.conv.fp32_precision = "ieee"  # SSIM subtracts means that are nearly equal
 torch.backends.cudnn.rnn.fp32_precision = "tf32"  # R alone
-RANK = int(os.environ.get("RANK", 0))  # the number of this process, and how many there are: torchrun says so
-WORLD = int(os.environ.get("WORLD_SIZE", 1))
-LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 
 # ---- settings (Table 6) ------------------------------------------------------------------------------------
 def setting(default, help, least=None, choices=None):
@@ -415,9 +409,7 @@ class Batches:
         self.N, self.L = clips.videos.shape[:2]
         self.B = s.batch // WORLD
         self.F = s.per_clip or self.L
-        self.random_window = s.window == "random"
-        self.augment = s.augment
-        self.power = HARD_CLIP_POWER if s.recipe == "fast" else 0.0
+        self.s = s
         self.times_met = torch.zeros(self.N, device=device)
         self.clip_loss = torch.ones(self.N, device=device)
         self.rng = torch.Generator(device)
@@ -434,8 +426,8 @@ class Batches:
         rand = partial(torch.rand, generator=self.rng, device=self.times_met.device)
         clips = (self.times_met + rand(self.N)).topk(self.B, largest=False).indices
         ease = self.clip_loss.mean() / self.clip_loss[clips].clamp(min=1e-9)
-        self.times_met[clips] += (ease ** self.power).clamp(1 / 8, 8)
-        return clips, rand(self.B, self.L + 1 + (5 * self.F if self.augment else 0))
+        self.times_met[clips] += (ease ** HARD_CLIP_POWER).clamp(1 / 8, 8) if self.s.recipe == "fast" else 1
+        return clips, rand(self.B, self.L + 1 + (5 * self.F if self.s.augment else 0))
 
     @record_function("nav: gather frames")
     def gather(self, clips, rand):
@@ -443,12 +435,12 @@ class Batches:
         frames of each, in random order, of which the first is the k of l_static; and what `augment` gives."""
         times = rand[:, 1:self.L + 1].argsort(1)[:, :self.F]
         offset = self.offset[clips]
-        if self.random_window:
+        if self.s.window == "random":
             offset = offset + (rand[:, 0] * (self.length[clips] - self.L + 1)).long()
         v = self.frames[offset[:, None] + times]                             # (B, F, H, W, 3)
         v = v.flatten(0, 1).permute(0, 3, 1, 2)
         numbers = None
-        if self.augment:
+        if self.s.augment:
             v, numbers = augment(v, rand[:, self.L + 1:].reshape(-1, 5))
         return self.static_id[clips], self.transient_id[clips], times, v, numbers
 
@@ -469,138 +461,6 @@ class Batches:
         self.clip_loss.copy_(states[RANK]["clip_loss"])
         self.rng.set_state(states[RANK]["rng"].cpu())
         return True
-
-def augment(v, rand, most=4):
-    """Conditional augmentation (Karras et al., 2022): what G is told of, it need not learn by heart.
-
-    Frames v uint8 [M, 3, H, H] and rand [M, 5] in [0, 1) -> frames like v and numbers [M, 4]. Half of them
-    are shifted by up to `most` pixels, edges repeated; half have their colours turned about the grey axis:
-    white stays white. An untouched frame keeps its bytes, and its numbers are 0, as at generation."""
-    M, _, H, _ = v.shape
-    moved, turned = (rand[:, :2] < 0.5).float().unbind(1)                    # (M,), (M,)
-    shift = ((rand[:, 2:4] * (2 * most + 1)).floor() - most) * moved[:, None]  # (M, 2) right, down
-    angle = (2 * rand[:, 4] - 1) * math.pi * turned                          # (M,)
-    centres = (2 * torch.arange(H, device=v.device) + 1) / H - 1             # (H,) of pixels, in [-1, 1]
-    x, y = (centres - 2 * shift[:, :, None] / H).unbind(1)                   # (M, H): where pixels come from
-    grid = torch.stack([x[:, None].expand(M, H, H), y[:, :, None].expand(M, H, H)], 3)
-    out = F.grid_sample(v.float(), grid, padding_mode="border", align_corners=False)
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]        # (M, 1, 1)
-    one = torch.eye(3, device=v.device)
-    cross = (one.roll(1, 0) - one.roll(-1, 0)) / 3 ** 0.5                    # with the grey axis (Rodrigues)
-    out = (one * cos + (1 - cos) / 3 + cross * sin) @ out.flatten(2)         # (M, 3, H * H)
-    numbers = torch.cat([shift / most, cos[:, 0] - 1, sin[:, 0]], 1)
-    return out.view(v.shape).round().clamp(0, 255).to(torch.uint8), numbers
-
-# ---- the fast recipe's parts -------------------------------------------------------------------------------
-def schedule(step, steps, warm_up=50):
-    """The fast recipe's rates: a short linear warm-up, all for half the steps, a line to zero. In (0, 1]."""
-    return min(1.0, (step + 1) / warm_up, 2 * (1 - step / steps))
-
-def principal_components(x, k):
-    """PCA of rows x [n, d] -> [n, k] float32, the longest row scaled to 0.9; zeros where d < k."""
-    x = (x - x.mean(0)).double()
-    directions = torch.linalg.eigh(x.T @ x)[1].flip(1)[:, :k]                # (d, k), the largest first
-    y = x @ directions
-    return F.pad(y * (0.9 / y.norm(dim=1).max().clamp(min=1e-9)), (0, k - y.shape[1])).float()
-
-def codes_from_clips(clips, D_s, D_t):
-    """First codes, by PCA of frames of 8 x 8: like clips and like frames start close together.
-
-    z_s [rows, D_s] is of a static row's mean frame, z_t [rows, L, D_t] of the frames less that mean."""
-    N, L, H = clips.videos.shape[:3]
-    small = torch.empty(N, L, 192)
-    for video, out in zip(clips.videos, small):  # one by one: all as floats may be more than the memory holds
-        out.copy_(F.avg_pool2d(unit_frames(torch.from_numpy(video)), H // 8).flatten(1))
-    mean = small.mean(1)                                                     # (N, 192)
-
-    def mean_of_rows(ids, names, values):
-        ids = torch.from_numpy(ids)
-        count = torch.bincount(ids, minlength=len(names)).clamp(min=1)
-        total = torch.zeros(len(names), *values.shape[1:]).index_add_(0, ids, values)
-        return total / count.view(-1, *[1] * (values.ndim - 1))
-
-    still = mean_of_rows(clips.static_id, clips.static_names, mean)          # (static rows, 192)
-    small -= still[clips.static_id][:, None]
-    moves = mean_of_rows(clips.transient_id, clips.transient_names, small)   # (transient rows, L, 192)
-    z_t = principal_components(moves.flatten(0, 1), D_t)
-    return principal_components(still, D_s), z_t.unflatten(0, (-1, L))
-
-@torch.no_grad()
-def start_like_codes(R, z_t, rows=256):
-    """Fit R's linear map (ridge regression) so that R(z_t) starts at z_t [rows, L, D_t].
-
-    PyTorch's first R shrinks what varies in r to a sixth of a static code's norm: G would start nearly blind
-    to what moves."""
-    z = z_t[:rows]
-    h = F.pad(gru(R.gru, z).flatten(0, 1).double(), (0, 1), value=1.0)       # (rows * L, HIDDEN + 1)
-    square = h.T @ h
-    square.diagonal().add_(1e-3 * square.diagonal().mean())
-    fitted = torch.linalg.solve(square, h.T @ z.flatten(0, 1).double())      # (HIDDEN + 1, D_t)
-    R.out.weight.copy_(fitted[:-1].T)
-    R.out.bias.copy_(fitted[-1])
-
-# ---- several processes (torchrun): each has its share of the clips and of every step -----------------------
-def join_processes(device):
-    """Meet the processes that torchrun started: over NCCL on GPUs, gloo on CPUs. Raises DataError."""
-    if WORLD > 1:
-        try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        except (ValueError, RuntimeError) as error:
-            raise DataError(f"the processes did not meet; use torchrun ({printable(error, 90)})") from None
-
-def from_all(thing):
-    """[the thing of process 0, of 1, ...] in every process."""
-    things = [thing] * WORLD
-    if WORLD > 1:
-        dist.all_gather_object(things, thing)
-    return things
-
-def all_reduce(tensors):
-    """Sum each tensor over the processes, in place, in one message."""
-    total = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(total)
-    for tensor, summed in zip(tensors, total.split([tensor.numel() for tensor in tensors])):
-        tensor.copy_(summed.view_as(tensor))
-
-def all_reduce_gradients(model):
-    """Sum the gradients. Norms see the frames of their process; what they keep for eval mode is averaged."""
-    if WORLD > 1:
-        norms = [kept for kept in model.G.buffers() if kept.is_floating_point()] if model.G.training else []
-        all_reduce([p.grad for p in model.parameters() if p.grad is not None] + norms)
-        for kept in norms:
-            kept /= WORLD
-
-def sum_shared_rows(ids, grad, rows):
-    """The row ids [B] and gradients [B, ...] of this process -> those of all processes, summed by row."""
-    if WORLD == 1:
-        return ids, grad
-    table = grad.new_zeros(rows, *grad.shape[1:]).index_add_(0, ids, grad)
-    used = grad.new_zeros(rows).index_fill_(0, ids, 1)
-    all_reduce([table, used])
-    ids = used.nonzero().flatten()
-    return ids, table[ids]
-
-def share_of_process(clips, model):
-    """This process's clips, every K-th, and {"z_s": row ids [n]}: rows that live in this process alone.
-
-    Where every clip has a row of its own, the model's dictionary is cut to the rows of these clips."""
-    own_rows = {}
-    if WORLD == 1:
-        return clips, own_rows
-    for tensor in model.state_dict().values():  # the same start everywhere, to the bit
-        dist.broadcast(tensor, 0)
-    N = len(clips.names)
-    mine = data_prep.subset(clips, range(RANK, N, WORLD))
-    for name, ids in (("z_s", "static_id"), ("z_t", "transient_id")):
-        dictionary = getattr(model, name)
-        if len(set(getattr(clips, ids))) < N or len(dictionary.z) > N or name == "z_t" and model.G.labels:
-            continue  # a label is the row's number among all
-        own_rows[name] = torch.from_numpy(getattr(mine, ids))
-        mine = replace(mine, **{ids: np.arange(len(mine.names))})
-        dictionary.shared = False
-        for key, values in list(dictionary.named_buffers()):
-            setattr(dictionary, key, values[own_rows[name]])
-    return mine, own_rows
 
 # ---- videos of codes ---------------------------------------------------------------------------------------
 def to_bytes(frames):
@@ -668,15 +528,15 @@ def choose_settings(args, clips, device):
     for wrong, text in (
         (s.hold_out and s.hold_out_clips, "--hold-out and --hold-out-clips: one run takes one of the two"),
         (s.hold_out_clips >= all_N, f"--hold-out-clips {s.hold_out_clips}: of {all_N}, one must be left"),
-        (L < s.alpha + 2, f"clips of {L} frames hold no triplet of radius {s.alpha}: at least {s.alpha + 2} "
-                          "frames are needed; prepare longer clips (data_prep.py --frames)"),
+        (L < s.alpha + 2, f"clips of {L} frames: a triplet of radius {s.alpha} takes {s.alpha + 2} or more; "
+                          "prepare longer clips (data_prep.py --frames)"),
         (s.per_clip > L, f"--per-clip {s.per_clip}: at most {L}, or 0 for all frames of a clip"),
-        (H != W or H not in data_prep.SIDES, f"frames of {H} x {W} pixels: G makes squares of 16, 32, 64, "
-                                             "128 or 256; prepare clips with data_prep.py --size 64"),
+        (H != W or H not in data_prep.SIDES, f"frames of {H} x {W} pixels: G makes squares of sides "
+                                             f"{data_prep.SIDES}; prepare clips with data_prep.py --size 64"),
         (H < 2 ** s.levels, f"--levels {s.levels}: frames of {H} pixels have {int(math.log2(H))} at most"),
         (s.rank > min(L, s.D_t), f"--rank {s.rank}: at most {min(L, s.D_t)} for codes of {L} x {s.D_t}"),
-        (s.batch % WORLD or N < WORLD, f"--batch {s.batch}: a multiple of the {WORLD} processes is needed, "
-                                       "and a clip to train on for each"),
+        (s.batch % WORLD or N < WORLD, f"--batch {s.batch}: {WORLD} processes need a multiple of it, and "
+                                       "a clip to train on for each"),
     ):
         if wrong:
             raise DataError(text)
@@ -706,56 +566,11 @@ def keep_from_training(everything, s):
     return train_set, data_prep.subset(everything, held_out) if held_out else None
 
 # ---- a run's folder ----------------------------------------------------------------------------------------
-RUN_FILES = ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "curve*.png", "reconstructions*.png",
-             "samples*", "exchange*", "encoded*", "interpolation*", "ablation*")
-
-def say(text):
-    """Print a text in process 0. Where it cannot be written (`| head`), go on: the run has its log."""
-    try:
-        if RANK == 0:
-            print(text.encode("ascii", "backslashreplace").decode(), flush=True)  # for any terminal
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-def complain(text):
-    """One line on standard error."""
-    print(f"nav: {printable(text, 10 ** 4)}", file=sys.stderr, flush=True)
-
-def write(path, content):
-    """Write a text, JSON (.json) or tensors (.pt), whole or not at all, its folder made. Raises OSError."""
-    if path.suffix == ".pt":
-        buffer = io.BytesIO()  # a full disk is then an OSError, not one of torch's own
-        torch.save(content, buffer)
-        content = buffer.getbuffer()
-    else:
-        content = ((json.dumps(content, indent=1) if path.suffix == ".json" else content) + "\n").encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data_prep.write_beside(path, lambda temporary: temporary.write_bytes(content))
-
-def commit():
-    """The commit of this script, or None outside a clone or without git."""
-    git = [shutil.which("git"), "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    return git[0] and subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-
-def take_folder(folder, keep):
-    """Make the folder and lock it for this process; what an earlier run left there, unless it is to be kept,
-    goes to earlier-1, earlier-2, ... in it. Raises DataError where another run holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / ".lock")
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise DataError(f"{folder}: another run writes there; let it end, or give another --out") from None
-    except NotImplementedError:
-        pass  # a disk that knows no locks
-    left = [path for pattern in RUN_FILES for path in folder.glob(pattern)]
-    if left and not keep:
-        shelf = next(path for i in range(1, 10 ** 6) if not (path := folder / f"earlier-{i}").exists())
-        shelf.mkdir()
-        for path in left:
-            path.rename(shelf / path.name)
-        say(f"{folder} held a run: moved to {shelf}")
-    return lock
+def packed(tensors):
+    """What torch.save writes, as bytes: a full disk is then an OSError, not one of torch's own."""
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
 
 def read_checkpoint(folder):
     """The checkpoint of a run's folder -> dict of tensors and plain values. Raises DataError."""
@@ -776,8 +591,7 @@ def load_run(args):
     if not args.run:
         raise DataError(f"{args.action} needs --run DIR, the folder of a trained run")
     kept = read_checkpoint(args.run)
-    s = kept["settings"]
-    data = kept["data"]
+    s, data, log = kept["settings"], kept["data"], kept["log"]
     try:
         rows = (len(data["static_names"]), len(data["transient_names"]))
         model = Model(s, data["size"], data["frames"], *rows)
@@ -785,16 +599,15 @@ def load_run(args):
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{args.run}/checkpoint.pt: of another shape ({printable(error, 120)})") from None
     model.to(choose_device(args.device), memory_format=torch.channels_last)
-    return s, data, model, kept["log"], Path(args.out or args.run)
+    return s, data, model, log, Path(args.out or args.run)
 
 def clips_of_run(args, s, data):
     """All Clips that a run was given: of --dataset, or where they lay then. Raises DataError."""
+    name = args.dataset or data["path"] or data["dataset"]
     drawn = not (args.dataset or data["path"])
-    names = [args.dataset] if args.dataset else [data["path"] or data["dataset"], data["dataset"]]
-    name = next((name for name in names if drawn or data_prep.data_path(name).is_file()), None)
-    if not name:
-        looked = " and ".join(str(data_prep.data_path(name).resolve()) for name in names)
-        raise DataError(f"{args.run}: its clips are not at {looked}; --dataset PATH.npz says where they are")
+    if not drawn and not data_prep.data_path(name).is_file():
+        raise DataError(f"{args.run}: its clips are not at {data_prep.data_path(name).resolve()}; --dataset "
+                        "PATH.npz says where they are")
     clips, _ = data_prep.find(name, data["asked_clips"], s.layout, drawn)
     clips = data_prep.aligned(clips) if s.window == "aligned" else clips
     if clips.fingerprint != data["fingerprint"]:
@@ -826,16 +639,14 @@ def measure_exchange(model, train_set, held_out):
     person's mean clip + the action's mean clip - the mean clip, pixel by pixel."""
     real = torch.from_numpy(held_out.videos)
     clips = torch.from_numpy(train_set.videos).float()
-    ours = psnr(videos(model, held_out.static_id, held_out.transient_id).cpu(), real)
-    nearest = []
-    additive = []
+    dB = [psnr(videos(model, held_out.static_id, held_out.transient_id).cpu(), real), [], []]
     for truth, i, k in zip(real, held_out.static_id, held_out.transient_id):
         same_person = clips[train_set.static_id == i]
-        guess = same_person.mean(0) + clips[train_set.transient_id == k].mean(0) - clips.mean(0)
-        nearest.append(psnr(same_person, truth.expand_as(same_person)).max().item())
-        additive.append(psnr(guess.clamp(0, 255)[None], truth[None]).item())
-    return dict(exchange_psnr=ours.mean().item(), exchange_nearest_psnr=np.mean(nearest).item(),
-                exchange_additive_psnr=np.mean(additive).item())
+        additive = same_person.mean(0) + clips[train_set.transient_id == k].mean(0) - clips.mean(0)
+        dB[1].append(psnr(same_person, truth.expand_as(same_person)).max())
+        dB[2].append(psnr(additive.clamp(0, 255)[None], truth[None]))
+    names = ("exchange_psnr", "exchange_nearest_psnr", "exchange_additive_psnr")
+    return {name: torch.as_tensor(each).mean().item() for name, each in zip(names, dB)}
 
 def find_codes(model, s, clips, steps=300, lr=0.02):
     """Codes of clips never trained on, uint8 [K, L, H, W, 3] -> z_s [K, D_s], z_t [K, L, D_t], label [K].
@@ -846,7 +657,7 @@ def find_codes(model, s, clips, steps=300, lr=0.02):
     pairs = torch.cartesian_prod(torch.arange(len(model.z_s.z)), torch.arange(len(model.z_t.z)))
     some = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[:512]
     pairs = pairs[some].to(clips.device)
-    i, label = pairs[torch.cdist(small(clips), small(videos(model, *pairs.T))).argmin(1)].T
+    i, label = pairs[nearest(clips, videos(model, *pairs.T))[0]].T
     z_s = model.z_s.codes_of(i)
     z_t = model.z_t.codes_of(label)
     v = clips.flatten(0, 1).permute(0, 3, 1, 2)
@@ -899,6 +710,15 @@ def measure_interpolation(model, s, everything, train_set):
     return dict(interpolation_psnr=ours, interpolation_average_psnr=mean)
 
 # ---- train and evaluate ------------------------------------------------------------------------------------
+def prepare(args):
+    """What a training begins with -> (device, settings, Clips, their file or None, why this precision)."""
+    device = choose_device(args.device)
+    clips, path = data_prep.find(args.dataset, args.clips, args.layout)
+    s, clips, why = choose_settings(args, clips, device)
+    if args.action != "train" and (s.hold_out or s.hold_out_clips or s.every > 1):
+        raise DataError(f"{args.action} trains on everything: no --hold-out, --hold-out-clips or --every")
+    return device, s, clips, path, why
+
 def diverged(step, s):
     return DataError(f"not finite at step {step}: most likely a learning rate too high for these clips (G "
                      f"{s.lr_G:g}, R {s.lr_R:g}, codes {s.lr_Z:g}); the checkpoint, if any, is a good one")
@@ -909,17 +729,17 @@ def take_up(out, trainer, data):
     With more steps than before, the fast recipe's rates are from here on those of a run of so many."""
     s = trainer.s
     kept = read_checkpoint(out)
-    before, had = kept["settings"], kept["data"]
+    before = kept["settings"]
+    had = kept["data"]
     where = f"--resume: {out}/checkpoint.pt was made with"
     if had["fingerprint"] != data["fingerprint"]:
         raise DataError(f"{where} other data, {had['clips']} clips ({had['source'][:50]}); now there are "
-                        f"{data['clips']} ({data['source'][:50]}): give the same --dataset, --clips and "
-                        "--layout, or train afresh with another --out")
+                        f"{data['clips']} ({data['source'][:50]}): name those, or train into another --out")
     for name, value in asdict(s).items():
         was = getattr(before, name)
         if value != was and (name != "steps" or value < was):
             raise DataError(f"{where} {name} {was}, now it is {value}: repeat the first command, with "
-                            f"{option(name)} {was}, or train afresh with another --out")
+                            f"{option(name)} {was}, or train into another --out")
     if len(set(from_all(kept["steps_done"]))) > 1:
         raise DataError("--resume: the processes found different checkpoints; --out is one folder for all")
     try:
@@ -927,8 +747,8 @@ def take_up(out, trainer, data):
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         raise DataError(f"{out}/checkpoint.pt: of another shape ({printable(error, 120)})") from None
     if s.steps > before.steps:
-        say(f"{before.steps} steps become {s.steps}: from step {kept['steps_done']} on, the rates are those "
-            f"of a run of {s.steps}")
+        say(f"{before.steps} steps become {s.steps}: from step {trainer.steps_done} on, the rates are "
+            "those of such a run")
     if not goes_on:
         say(f"the checkpoint was made by {len(kept['batches'])} processes on {had['trained_on']['device']}: "
             "from here on the clips come in another order")
@@ -936,10 +756,8 @@ def take_up(out, trainer, data):
 
 def train(args):
     """trains, with a progress line, a log and checkpoints; then measures and shows"""
-    device = choose_device(args.device)
+    device, s, everything, path, why = prepare(args)
     join_processes(device)
-    everything, path = data_prep.find(args.dataset, args.clips, args.layout)
-    s, everything, why = choose_settings(args, everything, device)
     clips, _ = keep_from_training(everything, s)
     N, L, size = clips.videos.shape[:3]
     out = Path(args.out or f"runs/{Path(args.dataset).stem}")
@@ -953,16 +771,13 @@ def train(args):
     trainer = Trainer(s, clips, device, args.graph)
     log = take_up(out, trainer, data) if args.resume else []
     if RANK == 0:
-        held = take_folder(out, keep=args.resume)
-        few = {key: value for key, value in data.items() if not isinstance(value, (list, dict))}
-        write(out / "config.json", dict(asdict(s), **few, **data["trained_on"], processes=WORLD))
+        held = take_folder(out, args.resume)
+        write(out / "config.json", dict(asdict(s), **data, processes=WORLD))
     frames = s.batch * trainer.batches.F
-    say(f"{clips.source}\n{N} clips of {L} frames, {size} x {size}; {len(clips.static_names)} static and "
-        f"{len(clips.transient_names)} transient codes; {s.recipe} recipe, {s.steps} steps of {s.batch} "
-        f"clips x {trainer.batches.F} frames\n{device}, {s.precision} ({why}), losses by {backend(device)}; "
-        f"processes: {WORLD}; writing to {out}")
-    if clips.standin:
-        say("NOTE: these clips are DRAWN STAND-INS, not the real data; every result says so")
+    say(f"{clips}\n{len(clips.static_names)} static and {len(clips.transient_names)} transient codes; "
+        f"{s.recipe} recipe, {s.steps} steps of {s.batch} clips x {trainer.batches.F} frames\n{device}, "
+        f"{s.precision} ({why}), losses by {backend(device)}; processes: {WORLD}; writing to {out}"
+        + "\nNOTE: these clips are DRAWN STAND-INS, not the real data; every result says so" * clips.standin)
 
     came = []  # signals: they end the run after the step at hand
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -1018,7 +833,7 @@ def save_checkpoint(out, s, data, log, state):
     if not all(value.isfinite().all() for value in state["model"].values()):
         raise diverged(state["steps_done"], s)
     if RANK == 0:
-        write(out / "checkpoint.pt", dict(settings=asdict(s), data=data, log=log, **state))
+        write(out / "checkpoint.pt", packed(dict(settings=asdict(s), data=data, log=log, **state)))
         head = "step,seconds,loss,l_rec,l_triplet,psnr,frames_per_second"
         lines = [",".join(f"{value:.6g}" for value in line) for line in log]
         write(out / "log.csv", "\n".join([head, *lines]))
@@ -1086,28 +901,34 @@ def sample(args):
     """new videos: random pairs of learned codes (Sec. 1), or static codes of a Gaussian fitted to those"""
     s, data, model, _, out = load_run(args)
     rng = torch.Generator().manual_seed(args.seed or 0)
-    i = torch.randint(len(model.z_s.z), (args.count,), generator=rng)
-    k = torch.randint(len(model.z_t.z), (args.count,), generator=rng)
-    columns = spread(data["frames"], 8)
-    if args.prior == "dictionary":
-        clips = videos(model, i, k).cpu().numpy()
-        rows = list(clips[:, columns])
-        labels = [f"{data['static_names'][a]} {data['transient_names'][b]}"[:20] for a, b in zip(i, k)]
-    else:
-        z = model.z_s.z.cpu().double()
-        if len(z) < 2:
+    codes = model.z_s.z.cpu().double()
+    i = torch.randint(len(codes), (args.count,), generator=rng)
+    k = torch.randint(len(model.z_t.z), (args.count,), generator=rng).to(model.z_t.z.device)
+    z_s = codes[i]
+    if args.prior == "gaussian":
+        if len(codes) < 2:
             raise DataError(f"--prior gaussian: {args.run} has one static code, a Gaussian needs two or more")
-        variances, axes = torch.linalg.eigh(torch.cov(z.T))                  # full covariance, of any rank
-        normal = torch.randn(args.count, len(variances), generator=rng, dtype=z.dtype)
-        z = unit_ball(z.mean(0) + normal * variances.clamp(min=0).sqrt() @ axes.T).to(model.z_s.z)
-        k = k.to(z.device)
-        clips = videos_of(model, z, model.z_t.z[k], k).cpu()
-        real = torch.from_numpy(keep_from_training(clips_of_run(args, s, data), s)[0].videos)
-        nearest = real[torch.cdist(small(clips), small(real)).argmin(1)].numpy()
-        clips = clips.numpy()
-        rows = list(np.stack([clips, nearest], 1).reshape(-1, *clips.shape[1:])[:, columns])
+        variances, axes = torch.linalg.eigh(torch.cov(codes.T))              # full covariance, of any rank
+        normal = torch.randn(args.count, len(variances), generator=rng, dtype=codes.dtype)
+        z_s = unit_ball(codes.mean(0) + normal * variances.clamp(min=0).sqrt() @ axes.T)
+    clips = videos_of(model, z_s.to(model.z_s.z), model.z_t.z[k], k).cpu()
+    rows = clips
+    labels = [f"{data['static_names'][a]} {data['transient_names'][b]}"[:20] for a, b in zip(i, k)]
+    if args.prior == "gaussian":  # beside the nearest real clip: none should be its copy
+        train_set, fresh = keep_from_training(clips_of_run(args, s, data), s)
+        if data["dataset"] == "chair" and not data["path"] and not fresh:
+            fresh = data_prep.draw_chairs(args.count, data["frames"], data["size"], seed=1)
+        real = torch.from_numpy(train_set.videos)
+        index, distance = nearest(clips, real)
+        say(f"from the nearest training clip (root mean square, frames of 16 x 16 in [0, 1]; 0: a copy), new "
+            f"clips: {distance.mean():.3f}")
+        if fresh:
+            distance = nearest(torch.from_numpy(fresh.videos[:, ::s.every]), real)[1]
+            say(f"and real clips that training never saw: {distance.mean():.3f}")
+        rows = torch.stack([clips, real[index]], 1).flatten(0, 1)
         labels = ["new", "nearest real"] * args.count
-    path = show(out, "samples", data, rows, data_prep.side_by_side(clips), row_labels=labels)
+    path = show(out, "samples", data, list(rows[:, spread(data["frames"], 8)].numpy()),
+                data_prep.side_by_side(clips.numpy()), row_labels=labels)
     say(f"{args.count} videos: {path} and .gif")
 
 FRAME = (220, 30, 30)  # the colour around what training never saw
@@ -1115,73 +936,58 @@ FRAME = (220, 30, 30)  # the colour around what training never saw
 def exchange(args):
     """Fig. 6: every static code with every transient code, three frames of each; unseen pairs are framed"""
     _, data, model, _, out = load_run(args)
-    rows, columns = len(model.z_s.z), len(model.z_t.z)
-    if min(rows, columns) < 2 or rows * columns > 1024:
-        raise DataError(f"exchange shows a grid of 2 x 2 to 1024 pairs; {args.run} has {rows} static and "
-                        f"{columns} transient codes; --clips at training takes fewer")
+    rows = range(len(model.z_s.z))
+    columns = range(len(model.z_t.z))
+    if min(len(rows), len(columns)) < 2 or len(rows) * len(columns) > 1024:
+        raise DataError(f"exchange shows a grid of 2 x 2 to 1024 pairs; {args.run} has {len(rows)} x "
+                        f"{len(columns)} codes; --clips at training takes fewer")
     moments = [(data["frames"] - 1) * q // 4 for q in (1, 2, 3)]
-    cells = []
-    for i in range(rows):
-        clips = videos(model, [i] * columns, list(range(columns)))[:, moments].cpu().numpy()
-        cells.append([np.concatenate(list(clip), 1) for clip in clips])
-    frames = [[None if [i, k] in data["pairs"] else FRAME for k in range(columns)] for i in range(rows)]
+    clips = [videos(model, [i] * len(columns), [*columns])[:, moments].cpu().numpy() for i in rows]
+    cells = [[np.concatenate([*clip], 1) for clip in row] for row in clips]
+    frames = [[None if [i, k] in data["pairs"] else FRAME for k in columns] for i in rows]
     path = show(out, "exchange", data, cells, gap=4, frames=frames, row_labels=data["static_names"],
                 column_labels=data["transient_names"])
     unseen = sum(row.count(FRAME) for row in frames)
-    say(f"{rows} x {columns} pairs, {unseen} of them unseen and framed: {path}")
+    say(f"{len(rows)} x {len(columns)} pairs, {unseen} of them unseen and framed: {path}")
 
 def interpolate(args):
     """Fig. 7: frames between two frames of a clip; with --fps-factor, between all of its frames"""
     _, data, model, _, out = load_run(args)
     L = data["frames"]
     a, b = args.frames
-    if args.clip >= data["clips"]:
-        raise DataError(f"--clip {args.clip}: 0 to {data['clips'] - 1}")
-    if not (args.fps_factor or 1 <= a < b <= L):
-        raise DataError(f"--frames {a} {b}: two frames in order, 1 to {L}")
+    if args.clip >= data["clips"] or not 1 <= a < b <= L:
+        raise DataError(f"--clip is 0 to {data['clips'] - 1} here, --frames two in order of 1 to {L}")
     ends = [(t, t + 1) for t in range(L - 1)] if args.fps_factor else [(a - 1, b - 1)]
     K = args.fps_factor - 1 if args.fps_factor else args.between
     parts = [frames_between(model, data["pairs"][args.clip], a, b, K).numpy() for a, b in ends]
     video = np.concatenate([part[:-1] for part in parts] + [parts[-1][-1:]])
-    across = min(len(video), 16)
-    cells = [*video, *[None] * (-len(video) % across)]
-    frames = [FRAME if t % (K + 1) and t < len(video) else None for t in range(len(cells))]
-    cells, frames = ([row[t:t + across] for t in range(0, len(row), across)] for row in (cells, frames))
+    frames = [FRAME if t % (K + 1) else None for t in range(len(video))]
+    cells, frames = ([row[t:t + 16] for t in range(0, len(video), 16)] for row in ([*video], frames))
     path = show(out, "interpolation", data, cells, video, 8 * (args.fps_factor or 1), gap=4, frames=frames)
     say(f"{data['names'][args.clip]}: {len(ends) * K} frames between, framed: {path} and .gif")
 
 def encode(args):
     """finds the codes of a clip that was never trained on, G and R frozen"""
     s, data, model, _, out = load_run(args)
-    L = data["frames"]
     if not args.input:
         raise DataError("encode needs --input: a video, GIF, strip, folder of frames, or an npz of one clip")
     if args.input.lower().endswith(".npz"):
         clip = next(iter(data_prep.read_clips(args.input, {}, 1, size=data["size"]).values()), ())
     else:
         clip = data_prep.read_clip(args.input, size=data["size"])
-    clip = clip[::s.every][:L]
-    if len(clip) < L:
-        raise DataError(f"--input {args.input}: {len(clip)} frames"
-                        f"{f' (every {s.every}th)' if s.every > 1 else ''}; this run's clips have {L}")
+    clip = clip[::s.every][:data["frames"]]
+    if len(clip) < data["frames"]:
+        raise DataError(f"--input {args.input}: {len(clip)} frames (of every {s.every}); this run's clips "
+                        f"have {data['frames']}")
     real = torch.from_numpy(clip.copy())[None]
     z_s, z_t, label = find_codes(model, s, real)
     made = videos_of(model, z_s, z_t, label).cpu()
-    columns = spread(L, 8)
-    path = show(out, "encoded", data, [real[0, columns].numpy(), made[0, columns].numpy()],
-                torch.cat([real[0], made[0]], 2).numpy(), row_labels=["input", "encoded"])
-    write(out / "encoded.pt", dict(z_s=z_s[0].cpu(), z_t=z_t[0].cpu(), label=label[0].item()))
-    numbers = z_s.numel() + z_t.numel()
-    say(f"PSNR {psnr(made, real).item():.2f} dB from {numbers} numbers ({4 * numbers} bytes; the clip has "
+    both = torch.cat([real, made])
+    path = show(out, "encoded", data, list(both[:, spread(data["frames"], 8)].numpy()),
+                data_prep.side_by_side(both.numpy()), row_labels=["input", "encoded"])
+    write(out / "encoded.pt", packed(dict(z_s=z_s[0].cpu(), z_t=z_t[0].cpu(), label=label[0].item())))
+    say(f"PSNR {psnr(made, real).item():.2f} dB from {z_s.numel() + z_t.numel()} numbers (the clip has "
         f"{real.numel()}); see {path}")
-
-def prepare(args):
-    """What ablate and bench begin with -> (device, settings, Clips, why this precision). Raises DataError."""
-    if args.hold_out or args.hold_out_clips or (args.every or 1) > 1:
-        raise DataError(f"{args.action} trains on everything: no --hold-out, --hold-out-clips or --every")
-    device = choose_device(args.device)
-    clips, _ = data_prep.find(args.dataset, args.clips, args.layout)
-    return device, *choose_settings(args, clips, device)
 
 ABLATION = {  # Tables 2 and 4, chairs: the paper's MCS and FCS, what a row changes; -R is not in the paper
     "-Z": (3.96, 0.75, None),  # codes that nobody learned, for the G and R of +triplet +static
@@ -1195,7 +1001,7 @@ ABLATION = {  # Tables 2 and 4, chairs: the paper's MCS and FCS, what a row chan
 
 def ablate(args):
     """Tables 4a and 4b, and a row without R, all at the same steps and seeds; rows that are done stay done"""
-    device, base, clips, _ = prepare(args)
+    device, base, clips, _, _ = prepare(args)
     vgg16 = load_vgg16(args.vgg16, device)
     real = torch.from_numpy(clips.videos).to(device)
     count = args.generated_clips
@@ -1208,7 +1014,7 @@ def ablate(args):
     except (OSError, ValueError):
         before = {}
     ours = before["ours"] if table.items() <= before.items() else {}
-    held = take_folder(out, keep=ours)
+    held = take_folder(out, ours)
     for seed, name in [(seed, name) for seed in seeds for name in ABLATION]:
         changes = ABLATION[name][2]
         if changes is None or f"{name}, seed {seed}" in ours:
@@ -1255,7 +1061,7 @@ def ablate(args):
 
 def bench(args):
     """where the time of a training step goes on this device; last line: whole step over bare generator"""
-    device, s, clips, why = prepare(args)
+    device, s, clips, _, why = prepare(args)
     s.steps = max(s.steps, 400)
     trainer = Trainer(s, clips, device, args.graph)
     trainer.steps_done = s.steps // 2                                        # norms in eval mode, as mostly
@@ -1353,24 +1159,17 @@ def parse(argv):
     add("--seeds", type=whole(1), default=1, metavar="K", help="how many (default: 1)")
     add("--generated-clips", type=whole(1), default=500, metavar="K", help="by each row (default: 500)")
     args = parser.parse_args(argv)
-    if args.action in ("train", "ablate", "bench"):
-        args.dataset = args.dataset or "chair"
-    if args.action not in ACTIONS:
-        parser.error(f"no action {args.action}: {', '.join(ACTIONS)}")
-    if args.run and args.action in ("train", "ablate", "bench"):
-        parser.error(f"--run names a trained run; {args.action} writes to --out")
-    if args.resume and args.action != "train":
-        parser.error(f"--resume goes with train, not with {args.action}")
-    if args.action != "train" and WORLD > 1:
-        parser.error(f"{args.action} runs in one process, without torchrun")
+    training = args.action in ("train", "ablate", "bench")
+    for wrong, text in (
+        (args.action not in ACTIONS, f"no action {args.action}: {', '.join(ACTIONS)}"),
+        (training and args.run, f"--run names a trained run; {args.action} writes to --out"),
+        (args.resume and args.action != "train", f"--resume goes with train, not with {args.action}"),
+        (args.action != "train" and WORLD > 1, f"{args.action} runs in one process, without torchrun"),
+    ):
+        if wrong:
+            parser.error(text)
+    args.dataset = args.dataset or ("chair" if training else None)
     return args
-
-def keep_freed_memory():
-    """Linux: what a step frees stays with the process, where glibc would hand it back until the next step."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:  # musl has none
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, the most that glibc takes
-        mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
 
 def main(argv=None):
     args = parse(argv)
