@@ -38,7 +38,7 @@ from fast import Muon, augment, codes_from_clips, keep_freed_memory, schedule, s
 from kernels import backend, laplacian_l1_with_grad, triplet_margin
 from kernels.graph import Captured
 from kernels.gru import gru
-from measures import load_vgg16, nearest, psnr, scores, scores_in_words, ssim, unit_frames
+from measures import load_vgg16, mean_ssim, nearest, psnr, scores, scores_in_words
 from processes import (LOCAL_RANK, RANK, WORLD, all_reduce, all_reduce_gradients, from_all, join_processes,
                        say, share_of_process, sum_shared_rows)
 
@@ -68,7 +68,7 @@ class Settings:
                                   "Table 6's rates and updates", choices=("fast", "paper"))
     layout: str = setting("file", "which clips share codes; file: as prepared",
                           choices=("file", "static", "grid", "both", "transient"))
-    steps: int = setting(2650, "updates; a grid 2250; paper: Table 6's for every clip", 1)
+    steps: int = setting(2650, "updates; a grid 3000, many clips more; paper: Table 6's for every clip", 1)
     batch: int = setting(32, "clips in a step; on a GPU 128; paper 1", 1)
     per_clip: int = setting(1, "random frames of each clip in a step; 0 and paper: all", 0)
     width: int = setting(32, "channels of the generator before its last layer; on a GPU 64", 1)
@@ -100,9 +100,11 @@ PAPER_RATES = {  # its other columns, for --recipe paper
 # Table 6's epochs of gamma times those of Z_V and theta, for every clip. The paper does not say how they
 # nest: we read 5 rounds of 300 updates, each of both stages.
 PAPER_UPDATES = {"chair": 5 * 300, "weizmann": 5 * 700, "golf": 10 * 1000}
-FAST_STEPS = {"chair": 2650, "weizmann": 3000, "golf": 2650}  # about two minutes on two cores
+# Fast recipe: steps, two or three minutes on two cores, for so many clips; more by the root of their number.
+FAST_STEPS = {"chair": (2650, 64), "weizmann": (3000, 36), "golf": (2650, 64)}
 HIDDEN = 500  # units of the GRU (Sec. 4.2)
 NORM_WARMUP = 0.1  # fast recipe: G's norms learn in this share of the steps, at least 100, then: eval mode
+WARM_UP = 3  # steps whose time is not counted: kernels are compiled, a CUDA graph is captured
 HARD_CLIP_POWER = 3.0  # fast recipe: a clip of twice the mean loss comes 2^3 times as often (Batches.choose)
 
 # ---- codes (Sec. 3 and 3.3, Eq. 1 and 7) -------------------------------------------------------------------
@@ -274,6 +276,14 @@ def objective(model, s, batch, z_s, z_t, row_of_clip, triplet=True):
     return v_hat.detach(), frame_loss, torch.stack([loss, frame_loss.mean(), l_triplet])
 
 # ---- training (Sec. 3.1, Eq. 3) ----------------------------------------------------------------------------
+def rows_for_R(transient_ids, rows, host_may_wait):
+    """Rows of z_t for R to run on, if possible each once; and which of these is the row of each clip [B]."""
+    B = len(transient_ids)
+    if host_may_wait:  # as a GPU's host should not
+        return transient_ids.unique(return_inverse=True)
+    arange = torch.arange(min(rows, B), device=transient_ids.device)
+    return (arange, transient_ids) if rows <= B else (transient_ids, arange)
+
 class Trainer:
     """Minimises Eq. 6: the model, its optimisers, the order of the clips, and how far it is.
 
@@ -308,7 +318,6 @@ class Trainer:
         self.optimiser_R = adam(list(model.R.parameters()) or [torch.zeros(1)],  # without R nothing to train
                                 lr=rate(device=device if on_cuda else "cpu"), weight_decay=0.0)
         self.lr_Z = rate()
-        self.arange = torch.arange(max(self.batches.B, len(model.z_t.z)), device=device)
         self.steps_done = 0
         use_graph = graph and on_cuda and WORLD == 1 and not s.rank          # eigh asks the host
         self.captured = Captured(self.update, complain) if use_graph else None
@@ -339,13 +348,7 @@ class Trainer:
         m = self.model
         batch = self.batches.gather(clips, rand)
         static_ids, transient_ids, _, v, _ = batch
-        B = len(clips)
-        row_ids = transient_ids                                              # R runs on these rows of Z_V,
-        row_of_clip = self.arange[:B]                                        # this is the one of each clip
-        if v.device.type == "cpu":                                           # once on what clips share
-            row_ids, row_of_clip = transient_ids.unique(return_inverse=True)
-        elif len(m.z_t.z) <= B:                                              # the host need not wait for this
-            row_ids, row_of_clip = self.arange[:len(m.z_t.z)], transient_ids
+        row_ids, row_of_clip = rows_for_R(transient_ids, len(m.z_t.z), v.device.type == "cpu")
         z_s = m.z_s.codes_of(static_ids)                                     # (B, D_s)
         z_t = m.z_t.codes_of(row_ids)                                        # (rows, L, D_t)
         # ---- BEGIN: the training step ----
@@ -366,8 +369,8 @@ class Trainer:
                 optimiser.step()
         self.optimiser_R.step()
         m.z_s.update(static_ids, z_s.grad, self.lr_Z)
-        first = (row_of_clip[:, None] == row_of_clip).byte().argmax(1) == self.arange[:B]
-        m.z_t.update(transient_ids, z_t.grad[row_of_clip] * first[:, None, None], self.lr_Z)  # once a row
+        first = (row_of_clip[:, None] == row_of_clip).tril(-1).logical_not().all(1)  # a row counts once
+        m.z_t.update(transient_ids, z_t.grad[row_of_clip] * first[:, None, None], self.lr_Z)
         # ---- END: the training step ----
         self.batches.learn(clips, frame_loss)
         return v, v_hat, losses
@@ -504,7 +507,8 @@ def choose_settings(args, clips, device):
     N = max(1, all_N - (args.hold_out or 0) - (args.hold_out_clips or 0))    # clips to train on
     name = Path(args.dataset).stem
     row = name if name in TABLE_6 else "weizmann" if clips.grid else "chair"
-    values = dict(TABLE_6[row], steps=FAST_STEPS[row])
+    steps, clips_then = FAST_STEPS[row]
+    values = dict(TABLE_6[row], steps=round(steps * max(1, N / clips_then) ** 0.5))
     if args.recipe == "paper":
         values.update(PAPER_RATES[row], conditional=row == "weizmann", batch=1, per_clip=0,
                       steps=PAPER_UPDATES[row] * N)
@@ -514,10 +518,11 @@ def choose_settings(args, clips, device):
         values.update(width=64, batch=128)
     asked = {f.name: getattr(args, f.name) for f in fields(Settings)}
     s = Settings(**values | {name: value for name, value in asked.items() if value is not None})
-    if s.batch > N:  # fewer clips than a step takes: more frames of each, about as many in all
+    most = N if device.type == "cpu" else -(-N // 2)  # else no clip could come more often than another
+    if s.batch > most:  # fewer clips than a step takes: more frames of each, about as many in all
         if args.per_clip is None:
-            s.per_clip = min(s.per_clip * round(s.batch / N), all_L // s.every)
-        s.batch = N
+            s.per_clip = min(s.per_clip * round(s.batch / most), all_L // s.every)
+        s.batch = most
     why = "asked for"
     if s.precision == "auto":
         fast = dict(cuda=lambda: torch.cuda.get_device_capability(device) >= (8, 0), mps=lambda: False,
@@ -783,6 +788,7 @@ def train(args):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: came.append(number))
     first_step = trainer.steps_done
+    warm = first_step + WARM_UP
     seconds_before = log[-1][1] if log else 0.0
     began = saved = time.perf_counter()
     look_every = max(1, min(25, s.steps // 20))
@@ -796,6 +802,11 @@ def train(args):
         # All below is looking, not learning. Processes look together; the host waits only here.
         losses.append(loss)
         step = trainer.steps_done
+        if step == warm and look_every > WARM_UP:  # from here on, seconds count
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            say(f"warm-up: {time.perf_counter() - began:.1f} s for {WARM_UP} steps, not counted below")
+            first_step, began = step, time.perf_counter()
         if step % look_every and step < s.steps and (WORLD > 1 or not came):
             continue
         values = torch.stack(losses)                                         # (steps since the last look, 3)
@@ -848,7 +859,6 @@ def report(args, everything, vgg16):
     real = torch.from_numpy(clips.videos).to(model.z_s.z.device)
     generated = videos(model, clips.static_id, clips.transient_id)
     dB = psnr(generated, real)
-    similarity = [ssim(unit_frames(g), unit_frames(r)).mean().item() for g, r in zip(generated, real)]
     more = dict(exchange_psnr=None)
     if s.hold_out:
         more.update(measure_exchange(model, clips, held_out))
@@ -858,7 +868,7 @@ def report(args, everything, vgg16):
         more.update(measure_interpolation(model, s, everything, clips))
     few = {key: data[key] for key in ("dataset", "source", "standin", "frames")}
     metrics = dict(few, videos=data["clips"], psnr=dB.mean().item(), psnr_min=dB.min().item(),
-                   ssim=np.mean(similarity).item(), **scores(generated, real, *vgg16), **more,
+                   ssim=mean_ssim(generated, real), **scores(generated, real, *vgg16), **more,
                    steps=log[-1][0], seconds=round(log[-1][1], 1),
                    frames_per_second=round(log[-1][-1], 1), precision=s.precision, seed=s.seed,
                    **data["trained_on"], evaluated_on=str(real.device))

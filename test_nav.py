@@ -323,6 +323,22 @@ def test_what_is_captured_and_when(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "without a CUDA graph" in said and "not permitted when" in said
 
+@pytest.mark.parametrize("layout", ["static", "grid", "both"])
+def test_r_runs_once_on_what_clips_share_whether_the_host_may_wait_or_not(monkeypatch, layout):
+    """The second form is a GPU's: it knows no rows but those of all clips, and leaves unused ones as they are."""
+    plain, ran = nav.rows_for_R, []
+    def as_on_a_gpu(ids, rows, _):
+        ran.append((plain(ids, rows, False)[0].tolist(), rows, ids))
+        return plain(ids, rows, False)
+    more = dict(lambda_t=0.5, batch=3, per_clip=2)
+    here = after(4, trainer_of(laid_out(layout), **more))
+    monkeypatch.setattr(nav, "rows_for_R", as_on_a_gpu)
+    there = after(4, trainer_of(laid_out(layout), **more))
+    assert all(row_ids == (list(range(rows)) if rows <= 3 else ids.tolist()) for row_ids, rows, ids in ran)
+    for (name, a), b in zip(here.model.state_dict().items(), there.model.state_dict().values()):
+        assert torch.allclose(a.float(), b.float(), atol=1e-4), name
+    assert torch.equal(here.model.z_t.count, there.model.z_t.count)
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("recipe", ["fast", "paper"])
 def test_graph_and_single_kernels_agree_on_a_gpu(recipe):
@@ -465,6 +481,10 @@ def test_psnr_and_fcs_by_hand():
     unit = measures.unit_frames(a)
     first_and_all = [measures.ssim(clip[:1], frame[None]).item() for clip in unit for frame in clip]
     assert measures.fcs(a) == pytest.approx(np.mean(first_and_all), abs=1e-5)
+    with mock.patch.object(measures, "ssim", lambda x, y: calls.append(len(x)) or x.mean((1, 2, 3))):
+        calls = []
+        measures.fcs(a.repeat(7, 1, 1, 1, 1))  # 21 clips: not one by one, which a GPU would wait for
+    assert calls == [16 * a.shape[1], 5 * a.shape[1]]
 
 @pytest.fixture(scope="session")
 def vgg16(tmp_path_factory):
@@ -504,6 +524,12 @@ def test_few_clips_give_more_frames_each_and_the_papers_recipe_fewer_updates(opt
     s = chosen(options)
     assert (s.batch, s.per_clip, s.steps) == (batch, per_clip, steps)
     assert (s.lr_G, s.lr_Z) == ((6.25e-5, 12.5) if "paper" in options else (2e-3, 5e-3))
+
+def test_a_gpu_takes_half_of_the_clips_and_many_clips_take_more_steps():
+    args = nav.parse("--precision fp32 --levels 3".split())
+    for N, batch, per_clip, steps in ((64, 32, 4, 2650), (300, 128, 1, round(2650 * (300 / 64) ** 0.5)), (5, 3, 6, 2650)):
+        s = nav.choose_settings(args, toy_clips(N), torch.device("cuda"))[0]
+        assert (s.batch, s.per_clip, s.steps) == (batch, per_clip, steps)
 
 def test_precision_is_what_the_processor_multiplies(monkeypatch):
     for amx, avx512 in ((False, False), (True, False), (False, True)):
@@ -689,6 +715,16 @@ def test_ctrl_c_keeps_a_checkpoint_and_more_steps_go_on_from_it(toy, tmp_path, m
     before = learned(tmp_path / "run")
     assert "30 steps become 40: from step 30 on, the rates" in good(*options, 40, "--resume")
     assert learned(tmp_path / "run")["steps_done"] == 40 and not same(learned(tmp_path / "run"), before)
+
+def test_seconds_begin_after_the_warm_up(toy, tmp_path, monkeypatch):
+    def slow_start(trainer):
+        time.sleep(2 * (trainer.steps_done < 2))
+        return step(trainer)
+    step = nav.Trainer.step
+    monkeypatch.setattr(nav.Trainer, "step", slow_start)
+    assert re.search(r"warm-up: [4-9]\.\d s", good(*toy, "--steps", 100, "--out", tmp_path / "run"))
+    rows = logged(tmp_path / "run")
+    assert 0 < rows["seconds"][0] < 2 and rows["frames_per_second"][0] > 12 * 2 / 2
 
 def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
     good(*toy, "--steps", 8, "--out", tmp_path)
