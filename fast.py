@@ -1,4 +1,4 @@
-"""What is ours and not the paper's: the fast recipe's rates, first codes and Muon, the augmentation, memory.
+"""What is ours and not the paper's: the fast recipe's rates, first codes, Muon; the augmentation; malloc.
 
 Objective, codes and networks of the fast recipe are the paper's (nav.py)."""
 import ctypes
@@ -13,7 +13,7 @@ from kernels.gru import gru
 from measures import unit_frames
 
 def schedule(step, steps, warm_up=50):
-    """The fast recipe's rates: a short linear warm-up, all for half the steps, a line to zero. In (0, 1]."""
+    """The fast recipe's rates, in (0, 1]: a short linear warm-up, full until half-way, a line to zero."""
     return min(1.0, (step + 1) / warm_up, 2 * (1 - step / steps))
 
 def principal_components(x, k):
@@ -61,12 +61,13 @@ def start_like_codes(R, z_t, rows=256):
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose updates of a matrix have equal singular values, with decoupled weight decay.
 
-    Weights [c_in, c_out, 4, 4] are matrices [c_in, 16 * c_out]: the update is (m m^T)^(-1/2) x, of momentum m
-    and the gradient x looking ahead. `refresh` finds that root; every eighth step is enough. An element moves
-    by about lr (root mean square), as under Adam. lr: a tensor, which a CUDA graph reads."""
+    Weights [c_in, c_out, 4, 4] are matrices [c_in, 16 * c_out]: the update is (m m^T)^(-1/2) x, m: the
+    momentum, x: Nesterov's gradient. `refresh` finds that root; every eighth step is enough. An element moves
+    by about lr (root mean square), as under Adam. lr: a tensor. bf16: of that product."""
     EVERY = 8
 
-    def __init__(self, weights, lr, momentum=0.8, weight_decay=0.0):
+    def __init__(self, weights, lr, momentum=0.8, weight_decay=0.0, bf16=False):
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
         super().__init__(weights, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
         for w in weights:
             self.state[w].update(m=torch.zeros_like(w), root=torch.eye(len(w), device=w.device))
@@ -84,7 +85,8 @@ class Muon(torch.optim.Optimizer):
         for w in group["params"]:
             c_in, c_out, *kernel = w.shape
             m = self.state[w]["m"].mul_(group["momentum"]).add_(w.grad)
-            x = self.state[w]["root"] @ self.as_matrix(w.grad + group["momentum"] * m)
+            x = self.as_matrix(w.grad + group["momentum"] * m).to(self.dtype)
+            x = (self.state[w]["root"].to(self.dtype) @ x).float()
             x = x.view(c_in, *kernel, c_out).permute(0, 3, 1, 2)
             w.mul_(1 - group["weight_decay"] * group["lr"])
             w.addcmul_(x, group["lr"], value=-max(c_in, 16 * c_out) ** 0.5)

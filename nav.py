@@ -3,9 +3,7 @@
     python nav.py --dataset chair                        train, measure, show: all in runs/chair
     python nav.py --dataset mine                         the same on your own clips (see data_prep.py)
     python nav.py --dataset chair --resume               go on where a stopped run was
-    python nav.py evaluate --run runs/chair              measure a run again
     python nav.py sample --run runs/chair --count 16     videos from random pairs of learned codes
-    python nav.py bench --dataset chair                  where the time of a training step goes
     torchrun --nproc_per_node=2 nav.py --dataset chair   several GPUs, machines or processors
 
 There is no encoder and no discriminator: the codes of a video are parameters. One static code z_s says what a
@@ -55,8 +53,8 @@ def setting(default, help, least=None, choices=None):
 @dataclass
 class Settings:
     """Everything that decides what is learned. Each field is an option: lambda_t is --lambda-t."""
-    D_s: int = setting(206, "numbers in a static code; a grid 56 (this and the next five: Table 6)", 1)
-    D_t: int = setting(50, "numbers in each transient code; a grid 200", 1)
+    D_s: int = setting(206, "numbers in a static code; a grid, golf 56 (this and the next five: Table 6)", 1)
+    D_t: int = setting(50, "numbers in each transient code; a grid, golf 200", 1)
     lambda_s: float = setting(0.01, "weight of l_static in Eq. 6", 0)
     lambda_t: float = setting(0.01, "weight of l_triplet in Eq. 6; a grid 0.1", 0)
     alpha: int = setting(2, "the triplet's margin, and its radius in frames (Eq. 5)", 1)
@@ -81,7 +79,7 @@ class Settings:
                                    "grid: those in which people move alike",
                           choices=("first", "random", "aligned"))
     augment: bool = setting(False, "shift and recolour frames and tell G so; a grid with --hold-out: yes")
-    decay: float = setting(0.0, "of G's matrices, in units of lr_G; a grid 2.5", 0)
+    decay: float = setting(0.0, "weight decay of G's matrices, times lr_G; a grid 2.5", 0)
     rank: int = setting(0, "rho of Eq. 7, for interpolation; 0: full rank", 0)
     precision: str = setting("auto", "of the generator; auto: bf16 where it is faster",
                              choices=("auto", "fp32", "bf16"))
@@ -103,7 +101,7 @@ PAPER_UPDATES = {"chair": 5 * 300, "weizmann": 5 * 700, "golf": 10 * 1000}
 # Fast recipe: steps, two or three minutes on two cores, for so many clips; more by the root of their number.
 FAST_STEPS = {"chair": (2650, 64), "weizmann": (3000, 36), "golf": (2650, 64)}
 HIDDEN = 500  # units of the GRU (Sec. 4.2)
-NORM_WARMUP = 0.1  # fast recipe: G's norms learn in this share of the steps, at least 100, then: eval mode
+NORM_WARMUP = 0.1  # fast recipe: G's norms use their batch in this share of the steps, at least 100
 WARM_UP = 3  # steps whose time is not counted: kernels are compiled, a CUDA graph is captured
 HARD_CLIP_POWER = 3.0  # fast recipe: a clip of twice the mean loss comes 2^3 times as often (Batches.choose)
 
@@ -193,7 +191,7 @@ class Generator(nn.Module):
         channels = [width * size // 8 >> i for i in range(int(math.log2(size // 4)))]  # 64: 8w, 4w, 2w, w
         label_channels = channels[0] // 4 if labels else 0
         self.labels = labels
-        self.code = nn.Linear(D, 16 * (channels[0] - label_channels), bias=False)  # a transposed convolution
+        self.code = nn.Linear(D, 16 * (channels[0] - label_channels), bias=False)  # DCGAN's first layer
         if labels:
             self.label = nn.Linear(labels, 16 * label_channels, bias=False)
         layers = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
@@ -235,19 +233,19 @@ class Model(nn.Module):
 
     @record_function("nav: G")
     def render(self, z_s, r, label, numbers=None):
-        """Eq. 2 behind R: G([z_s ; r_i]), z_s [B, D_s], r [B, T, D_t], label [B] -> [B*T, 3, H, W]."""
+        """Eq. 2, after R: G([z_s ; r_i]), z_s [B, D_s], r [B, T, D_t], label [B] -> [B*T, 3, H, W]."""
         B, T, _ = r.shape
         codes = torch.cat([z_s[:, None].expand(B, T, -1), r], 2).flatten(0, 1)  # (B*T, D_s + D_t)
         with torch.autocast(r.device.type, torch.bfloat16, enabled=self.bf16):
             return self.G(codes, label.repeat_interleave(T), numbers)
 
 # ---- the objective (Sec. 3.1 to 3.3, Eq. 4 to 6) -----------------------------------------------------------
-def objective(model, s, batch, z_s, z_t, row_of_clip, triplet=True):
+def objective(model, s, batch, z_s, z_t, row_of_clip):
     """Eq. 6 for one batch, forward and backward: l_rec + lambda_s l_static + lambda_t l_triplet.
 
     s: the Settings. batch: of Batches.gather. z_s [B, D_s]; z_t [rows, L, D_t] are the transient codes that R
-    runs on, row_of_clip [B] says which of them is whose. Every leaf that asks for a gradient has
-    it afterwards, of l_triplet only with `triplet`. Returns v_hat [B*F, 3, H, W], frame_loss [B*F] and
+    runs on, row_of_clip [B] says which of them is whose. Every leaf that asks for a gradient has it
+    afterwards. Returns v_hat [B*F, 3, H, W], frame_loss [B*F] and
     [loss, l_rec, l_triplet], all detached."""
     _, label, times, v, numbers = batch                                      # label: the transient row
     B, n = times.shape                                                       # n: F frames of each clip
@@ -266,13 +264,13 @@ def objective(model, s, batch, z_s, z_t, row_of_clip, triplet=True):
     # Eq. 5, the mean over all triplets; on r, not z_t: theta receives its gradient through R
     l_triplet = one_hot @ triplet_margin(r, margin=float(s.alpha), radius=s.alpha)  # (B,)
 
-    # Sums over clips: a clip's gradient does not depend on how many share the step.
-    if triplet:
-        torch.autograd.backward([v_hat, s.lambda_t * l_triplet.sum()], [dl_dv, None])
-    else:
+    # Eq. 6's gradient, summed over clips: a clip's does not depend on how many share the step.
+    if l_triplet.requires_grad:
+        torch.autograd.backward([v_hat, s.lambda_t * l_triplet.sum()], [dl_dv, None])  # a new term: here
+    else:  # stage 1, of G alone
         v_hat.backward(dl_dv)
     l_triplet = l_triplet.detach().mean()
-    loss = (frame_loss * weight).sum() / B + s.lambda_t * l_triplet          # a new term: also in backward
+    loss = (frame_loss * weight).sum() / B + s.lambda_t * l_triplet          # Eq. 6, for the log: and here
     return v_hat.detach(), frame_loss, torch.stack([loss, frame_loss.mean(), l_triplet])
 
 # ---- training (Sec. 3.1, Eq. 3) ----------------------------------------------------------------------------
@@ -307,19 +305,19 @@ class Trainer:
         self.batches = Batches(clips, s, device)
 
         on_cuda = device.type == "cuda"
-        rate = partial(torch.zeros, (), device=device)                       # `step` fills, a graph reads
+        rate = partial(torch.zeros, (), device=device)                       # set by step(), read by a graph
         adam = partial(torch.optim.AdamW, fused=device.type != "mps", foreach=False, capturable=on_cuda)
         others = [p for p in model.G.parameters() if all(p is not w for w in matrices)]
         groups = [dict(params=[p for p in others if p.ndim > 1], weight_decay=s.decay),
                   dict(params=[p for p in others if p.ndim == 1], weight_decay=0.0)]  # norms and biases
         self.optimisers_G = [adam(groups, lr=rate(device=device if on_cuda else "cpu"))]
         if matrices:  # G's layers behind the first
-            self.optimisers_G.append(Muon(matrices, lr=rate(), weight_decay=s.decay))
+            self.optimisers_G.append(Muon(matrices, rate(), weight_decay=s.decay, bf16=model.bf16))
         self.optimiser_R = adam(list(model.R.parameters()) or [torch.zeros(1)],  # without R nothing to train
                                 lr=rate(device=device if on_cuda else "cpu"), weight_decay=0.0)
         self.lr_Z = rate()
         self.steps_done = 0
-        use_graph = graph and on_cuda and WORLD == 1 and not s.rank          # eigh asks the host
+        use_graph = graph and on_cuda and WORLD == 1 and not s.rank          # eigh waits for the host
         self.captured = Captured(self.update, complain) if use_graph else None
 
     def step(self):
@@ -343,7 +341,7 @@ class Trainer:
         return v, v_hat, losses.clone()
 
     def update(self, clips, rand):
-        """What the device does of a step, for chosen clips [B] and random numbers [B, L + 1]."""
+        """What the device does of a step, for what Batches.choose gave."""
         s = self.s
         m = self.model
         batch = self.batches.gather(clips, rand)
@@ -356,7 +354,7 @@ class Trainer:
         if s.recipe == "paper":                                              # stage 1 (Eq. 3.1): gamma
             m.G.requires_grad_(True)
             m.R.requires_grad_(False)
-            objective(m, s, batch, z_s.detach(), z_t.detach(), row_of_clip, triplet=False)
+            objective(m, s, batch, z_s.detach(), z_t.detach(), row_of_clip)
             all_reduce_gradients(m)
             self.optimisers_G[0].step()
             m.zero_grad()
@@ -525,23 +523,21 @@ def choose_settings(args, clips, device):
         s.batch = most
     why = "asked for"
     if s.precision == "auto":
-        fast = dict(cuda=lambda: torch.cuda.get_device_capability(device) >= (8, 0), mps=lambda: False,
-                    cpu=lambda: torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-        s.precision = "bf16" if fast[device.type]() else "fp32"
-        why = f"bf16 is {'' if s.precision == 'bf16' else 'not '}multiplied in hardware"
+        fast = (torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else
+                torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+        s.precision = "bf16" if fast and device.type != "mps" else "fp32"
+        why = "the faster here"
     L = -(-all_L // s.every)
     for wrong, text in (
         (s.hold_out and s.hold_out_clips, "--hold-out and --hold-out-clips: one run takes one of the two"),
         (s.hold_out_clips >= all_N, f"--hold-out-clips {s.hold_out_clips}: of {all_N}, one must be left"),
-        (L < s.alpha + 2, f"clips of {L} frames: a triplet of radius {s.alpha} takes {s.alpha + 2} or more; "
-                          "prepare longer clips (data_prep.py --frames)"),
+        (L < s.alpha + 2, f"clips of {L} frames hold no triplet of radius {s.alpha}; data_prep.py --frames"),
         (s.per_clip > L, f"--per-clip {s.per_clip}: at most {L}, or 0 for all frames of a clip"),
-        (H != W or H not in data_prep.SIDES, f"frames of {H} x {W} pixels: G makes squares of sides "
-                                             f"{data_prep.SIDES}; prepare clips with data_prep.py --size 64"),
+        (H != W or H not in data_prep.SIDES, f"frames of {H} x {W}: G makes squares of {data_prep.SIDES} "
+                                             "pixels; prepare clips with data_prep.py --size 64"),
         (H < 2 ** s.levels, f"--levels {s.levels}: frames of {H} pixels have {int(math.log2(H))} at most"),
         (s.rank > min(L, s.D_t), f"--rank {s.rank}: at most {min(L, s.D_t)} for codes of {L} x {s.D_t}"),
-        (s.batch % WORLD or N < WORLD, f"--batch {s.batch}: {WORLD} processes need a multiple of it, and "
-                                       "a clip to train on for each"),
+        (s.batch % WORLD or N < WORLD, f"--batch {s.batch}: as many for each of {WORLD} processes, and a clip"),
     ):
         if wrong:
             raise DataError(text)
@@ -549,7 +545,6 @@ def choose_settings(args, clips, device):
 
 def keep_from_training(everything, s):
     """--hold-out, --hold-out-clips, --every -> (the Clips to train on, the Clips kept from it). DataError.
-
     Table 3: cells of the grid are drawn with the seed; every person and every action stays in some clip."""
     N = len(everything.names)
     held_out = list(range(N - s.hold_out_clips, N))
@@ -622,7 +617,6 @@ def clips_of_run(args, s, data):
 
 def show(out, name, data, rows, video=None, fps=8, **more):
     """A sheet NAME.png of rows (data_prep.sheet) and NAME.gif of video uint8 [L, H, W, 3] -> the PNG's path.
-
     What was trained on drawn stand-ins says so in its name."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}{'-standin' if data['standin'] else ''}.png"
@@ -720,8 +714,6 @@ def prepare(args):
     device = choose_device(args.device)
     clips, path = data_prep.find(args.dataset, args.clips, args.layout)
     s, clips, why = choose_settings(args, clips, device)
-    if args.action != "train" and (s.hold_out or s.hold_out_clips or s.every > 1):
-        raise DataError(f"{args.action} trains on everything: no --hold-out, --hold-out-clips or --every")
     return device, s, clips, path, why
 
 def diverged(step, s):
@@ -752,8 +744,7 @@ def take_up(out, trainer, data):
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         raise DataError(f"{out}/checkpoint.pt: of another shape ({printable(error, 120)})") from None
     if s.steps > before.steps:
-        say(f"{before.steps} steps become {s.steps}: from step {trainer.steps_done} on, the rates are "
-            "those of such a run")
+        say(f"{before.steps} steps become {s.steps}: from step {trainer.steps_done} on, rates are of so many")
     if not goes_on:
         say(f"the checkpoint was made by {len(kept['batches'])} processes on {had['trained_on']['device']}: "
             "from here on the clips come in another order")
@@ -776,7 +767,7 @@ def train(args):
     trainer = Trainer(s, clips, device, args.graph)
     log = take_up(out, trainer, data) if args.resume else []
     if RANK == 0:
-        held = take_folder(out, args.resume)
+        lock = take_folder(out, args.resume)  # noqa: F841 (held while it lives)
         write(out / "config.json", dict(asdict(s), **data, processes=WORLD))
     frames = s.batch * trainer.batches.F
     say(f"{clips}\n{len(clips.static_names)} static and {len(clips.transient_names)} transient codes; "
@@ -811,8 +802,7 @@ def train(args):
             continue
         values = torch.stack(losses)                                         # (steps since the last look, 3)
         losses = []
-        if WORLD > 1:
-            all_reduce([values])
+        all_reduce([values])
         values = values.cpu() / WORLD
         for number, value in enumerate(values, step + 1 - len(values)):
             if not value.isfinite().all():
@@ -836,7 +826,6 @@ def train(args):
     elif RANK == 0:
         args.run = out
         report(args, everything, vgg16)
-        held.release()
     return 128 + stop if stop else 0
 
 def save_checkpoint(out, s, data, log, state):
@@ -866,8 +855,8 @@ def report(args, everything, vgg16):
         more.update(measure_encoding(model, s, clips, held_out))
     if s.every > 1:
         more.update(measure_interpolation(model, s, everything, clips))
-    few = {key: data[key] for key in ("dataset", "source", "standin", "frames")}
-    metrics = dict(few, videos=data["clips"], psnr=dB.mean().item(), psnr_min=dB.min().item(),
+    metrics = dict({key: data[key] for key in ("dataset", "source", "standin", "frames")},
+                   videos=data["clips"], psnr=dB.mean().item(), psnr_min=dB.min().item(),
                    ssim=mean_ssim(generated, real), **scores(generated, real, *vgg16), **more,
                    steps=log[-1][0], seconds=round(log[-1][1], 1),
                    frames_per_second=round(log[-1][-1], 1), precision=s.precision, seed=s.seed,
@@ -886,7 +875,8 @@ def report(args, everything, vgg16):
 
 def evaluate(args):
     """measures a run again; with --generated and --real, scores clips of other software (Table 2)"""
-    vgg16 = load_vgg16(args.vgg16, choose_device(args.device))
+    device = choose_device(args.device)
+    vgg16 = load_vgg16(args.vgg16, device)
     if not (args.generated or args.real):
         s, data, *_ = load_run(args)
         return report(args, clips_of_run(args, s, data), vgg16)
@@ -899,8 +889,8 @@ def evaluate(args):
     data_prep.report_skipped(skipped)
     if not found:
         raise DataError(f"--generated {args.generated}: no clip of {L} frames or more there")
-    both = (np.stack([clip[:L] for clip in found.values()]), real.videos)
-    measured = scores(*(torch.from_numpy(v).to(choose_device(args.device)) for v in both), *vgg16)
+    generated = np.stack([clip[:L] for clip in found.values()])
+    measured = scores(*(torch.from_numpy(v).to(device) for v in (generated, real.videos)), *vgg16)
     out = Path(args.out or "runs/evaluate", "metrics.json")
     write(out, dict(dataset=args.real, source=real.source, standin=real.standin, generated=args.generated,
                     videos=len(found), frames=L, torch=torch.__version__, commit=commit(), **measured))
@@ -930,11 +920,10 @@ def sample(args):
             fresh = data_prep.draw_chairs(args.count, data["frames"], data["size"], seed=1)
         real = torch.from_numpy(train_set.videos)
         index, distance = nearest(clips, real)
-        say(f"from the nearest training clip (root mean square, frames of 16 x 16 in [0, 1]; 0: a copy), new "
-            f"clips: {distance.mean():.3f}")
+        say(f"new clips: {distance.mean():.3f} from the nearest training clip (rms on [0, 1]; 0 were a copy)")
         if fresh:
             distance = nearest(torch.from_numpy(fresh.videos[:, ::s.every]), real)[1]
-            say(f"and real clips that training never saw: {distance.mean():.3f}")
+            say(f"real clips that training never saw: {distance.mean():.3f}")
         rows = torch.stack([clips, real[index]], 1).flatten(0, 1)
         labels = ["new", "nearest real"] * args.count
     path = show(out, "samples", data, list(rows[:, spread(data["frames"], 8)].numpy()),
@@ -957,8 +946,7 @@ def exchange(args):
     frames = [[None if [i, k] in data["pairs"] else FRAME for k in columns] for i in rows]
     path = show(out, "exchange", data, cells, gap=4, frames=frames, row_labels=data["static_names"],
                 column_labels=data["transient_names"])
-    unseen = sum(row.count(FRAME) for row in frames)
-    say(f"{len(rows)} x {len(columns)} pairs, {unseen} of them unseen and framed: {path}")
+    say(f"{len(rows)} x {len(columns)} pairs, {sum(row.count(FRAME) for row in frames)} unseen, framed: {path}")
 
 def interpolate(args):
     """Fig. 7: frames between two frames of a clip; with --fps-factor, between all of its frames"""
@@ -967,8 +955,9 @@ def interpolate(args):
     a, b = args.frames
     if args.clip >= data["clips"] or not 1 <= a < b <= L:
         raise DataError(f"--clip is 0 to {data['clips'] - 1} here, --frames two in order of 1 to {L}")
-    ends = [(t, t + 1) for t in range(L - 1)] if args.fps_factor else [(a - 1, b - 1)]
-    K = args.fps_factor - 1 if args.fps_factor else args.between
+    ends, K = [(a - 1, b - 1)], args.between
+    if args.fps_factor:
+        ends, K = [(t, t + 1) for t in range(L - 1)], args.fps_factor - 1
     parts = [frames_between(model, data["pairs"][args.clip], a, b, K).numpy() for a, b in ends]
     video = np.concatenate([part[:-1] for part in parts] + [parts[-1][-1:]])
     frames = [FRAME if t % (K + 1) else None for t in range(len(video))]
@@ -1024,7 +1013,7 @@ def ablate(args):
     except (OSError, ValueError):
         before = {}
     ours = before["ours"] if table.items() <= before.items() else {}
-    held = take_folder(out, ours)
+    lock = take_folder(out, ours)  # noqa: F841 (held while it lives)
     for seed, name in [(seed, name) for seed in seeds for name in ABLATION]:
         changes = ABLATION[name][2]
         if changes is None or f"{name}, seed {seed}" in ours:
@@ -1044,13 +1033,10 @@ def ablate(args):
         found["psnr"] = psnr(videos(m, clips.static_id, clips.transient_id), real).mean().item()
         ours[f"{name}, seed {seed}"] = found
         if not changes:
-            z_s, z_t = (unit_ball(torch.randn(count, *d.z.shape[1:], generator=rng) / d.z.shape[-1] ** 0.5)
-                        for d in (m.z_s, m.z_t))
-            made = videos_of(m, z_s.to(device), z_t.to(device), k)
-            ours[f"-Z, seed {seed}"] = scores(made, real, *vgg16)
+            z_s, z_t = (Dictionary(count, *d.z.shape[1:]).z.to(device) for d in (m.z_s, m.z_t))
+            ours[f"-Z, seed {seed}"] = scores(videos_of(m, z_s, z_t, k), real, *vgg16)
             ours[f"+Z, seed {seed}"] = found
-        paper = {name: values[:2] for name, values in ABLATION.items()}
-        write(out / "ablation.json", dict(table, commit=commit(), paper_on_chairs=paper, ours=ours))
+        write(out / "ablation.json", dict(table, commit=commit(), paper_on_chairs=ABLATION, ours=ours))
 
     def cell(name, key):
         values = [ours[f"{name}, seed {seed}"].get(key) for seed in seeds]
@@ -1067,12 +1053,11 @@ def ablate(args):
         lines.append(f"| {name} | {mcs or '-'} | {ours_are[0]} | {fcs or '-'} | {' | '.join(ours_are[1:])} |")
     write(out / "ablation.md", "\n".join(lines))
     say("\n".join([*lines, f"see {out}"]))
-    held.release()
 
 def bench(args):
     """where the time of a training step goes on this device; last line: whole step over bare generator"""
     device, s, clips, _, why = prepare(args)
-    s.steps = max(s.steps, 400)
+    s.steps = 10 ** 9                                                        # rates stay as they are
     trainer = Trainer(s, clips, device, args.graph)
     trainer.steps_done = s.steps // 2                                        # norms in eval mode, as mostly
     for _ in range(5):
@@ -1105,11 +1090,10 @@ def bench(args):
 # ---- the command line --------------------------------------------------------------------------------------
 ACTIONS = {f.__name__: f for f in (train, evaluate, sample, exchange, interpolate, encode, ablate, bench)}
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):  # one line, exit status 2
-        if LOCAL_RANK == 0:
-            complain(f"{message}; python nav.py --help lists the options")
-        sys.exit(2)
+def refuse(message):  # one line, exit status 2
+    if LOCAL_RANK == 0:
+        complain(f"{message}; python nav.py --help lists the options")
+    sys.exit(2)
 
 def option(name):
     """A field of Settings as it is typed: lambda_t is --lambda-t."""
@@ -1129,18 +1113,28 @@ def parse(argv):
     """argv -> the options. Those of Settings are its fields, None where they are not given."""
     wide = partial(argparse.RawDescriptionHelpFormatter, max_help_position=34, width=110)
     actions = "\n".join(f"  {name:12} {action.__doc__}" for name, action in ACTIONS.items())
-    parser = Parser(usage="python nav.py [ACTION] [options]", description=__doc__.split("\n")[0],
-                    epilog=f"actions:\n{actions}", formatter_class=wide, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        usage="python nav.py [ACTION] [options]", description=__doc__.split("\n")[0],
+        epilog=f"actions:\n{actions}", formatter_class=wide, allow_abbrev=False)
+    parser.error = refuse
     parser.add_argument("action", nargs="?", default="train", metavar="ACTION", help="one of those below")
     whole = partial(number, int)
-    add = parser.add_argument_group("every action").add_argument
+    belongs = {}  # which actions an option goes with
+
+    def group(actions, title=None):
+        add = parser.add_argument_group(title or actions).add_argument
+        return lambda *names, **kind: belongs.update({add(*names, **kind).dest: actions})
+
+    add = group(", ".join(ACTIONS), "every action")
     add("--dataset", help="chair, weizmann, golf, NAME for data/NAME.npz, or PATH.npz (default: chair)")
-    add("--clips", type=whole(1), metavar="N", help="the first N clips; draw N stand-ins")
-    add("--run", metavar="DIR", help="the folder of a trained run, for all but train, ablate and bench")
     add("--out", metavar="DIR", help="where to write (default: runs/NAME, or --run)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: cuda, mps or cpu")
     add("--vgg16", metavar="PATH", help="weights for the MCS; `download` fetches torchvision's (528 MB) once")
-    add = parser.add_argument_group("what is learned (train, ablate, bench)").add_argument
+    add = group("evaluate, sample, exchange, interpolate, encode")
+    add("--run", metavar="DIR", help="the folder of a trained run")
+    add = group("train, ablate, bench", "train, ablate, bench: what is learned")
+    add("--clips", type=whole(1), metavar="N", help="the first N clips, or N drawn stand-ins")
+    add("--graph", action=argparse.BooleanOptionalAction, default=True, help="steps as one CUDA graph")
     for f in fields(Settings):
         kind = dict(choices=f.metadata["choices"])
         if f.type is bool:
@@ -1148,37 +1142,36 @@ def parse(argv):
         elif f.type is not str:
             kind = dict(type=number(f.type, f.metadata["least"]), metavar="N" if f.type is int else "X")
         add(option(f.name), help=f"{f.metadata['help']} (default: {f.default})", **kind)
-    add = parser.add_argument_group("train").add_argument
+    belongs["seed"] += ", sample"
+    belongs.update(hold_out="train", hold_out_clips="train", every="train")
+    add = group("train")
     add("--resume", action="store_true", help="go on in --out; with more --steps, beyond the end")
     add("--checkpoint-every", type=number(float, 0), default=20, metavar="SECONDS", help="(default: 20)")
-    add("--graph", action=argparse.BooleanOptionalAction, default=True, help="steps as one CUDA graph")
-    add = parser.add_argument_group("evaluate").add_argument
+    add = group("evaluate")
     add("--generated", metavar="DIR", help="clips that other software made, a folder or an .npz")
     add("--real", metavar="NPZ", help="the prepared set that they are compared with")
-    add = parser.add_argument_group("sample").add_argument
+    add = group("sample")
     add("--count", type=whole(1), default=16, metavar="K", help="how many videos (default: 16)")
     add("--prior", choices=("dictionary", "gaussian"), default="dictionary", help="of static codes")
-    add = parser.add_argument_group("interpolate").add_argument
+    add = group("interpolate")
     add("--clip", type=whole(0), default=0, metavar="J", help="the clip's number, from 0 (default: 0)")
     add("--frames", type=int, nargs=2, default=(2, 5), metavar=("A", "B"), help="from 1 (default: 2 5)")
-    add("--between", type=whole(1), default=3, metavar="K", help="how many frames (default: 3)")
+    add("--between", type=whole(1), default=3, metavar="K", help="frames between them (default: 3)")
     add("--fps-factor", type=whole(2), metavar="K", help="the whole clip at K times its frames")
-    add = parser.add_argument_group("encode").add_argument
+    add = group("encode")
     add("--input", metavar="CLIP", help="a video, a GIF, a strip, a folder of frames, or an npz of one clip")
-    add = parser.add_argument_group("ablate").add_argument
-    add("--seeds", type=whole(1), default=1, metavar="K", help="how many (default: 1)")
-    add("--generated-clips", type=whole(1), default=500, metavar="K", help="by each row (default: 500)")
+    add = group("ablate")
+    add("--seeds", type=whole(1), default=1, metavar="K", help="seeds (default: 1)")
+    add("--generated-clips", type=whole(1), default=500, metavar="K", help="clips of a row (default: 500)")
     args = parser.parse_args(argv)
-    training = args.action in ("train", "ablate", "bench")
-    for wrong, text in (
-        (args.action not in ACTIONS, f"no action {args.action}: {', '.join(ACTIONS)}"),
-        (training and args.run, f"--run names a trained run; {args.action} writes to --out"),
-        (args.resume and args.action != "train", f"--resume goes with train, not with {args.action}"),
-        (args.action != "train" and WORLD > 1, f"{args.action} runs in one process, without torchrun"),
-    ):
-        if wrong:
-            parser.error(text)
-    args.dataset = args.dataset or ("chair" if training else None)
+    if args.action not in ACTIONS:
+        refuse(f"no action {args.action}: {', '.join(ACTIONS)}")
+    for name, actions in belongs.items():
+        if getattr(args, name) != parser.get_default(name) and args.action not in actions.split(", "):
+            refuse(f"{option(name)} goes with {actions}, not with {args.action}")
+    if args.action != "train" and WORLD > 1:
+        refuse(f"{args.action} runs in one process, without torchrun")
+    args.dataset = args.dataset or ("chair" if args.action in ("train", "ablate", "bench") else None)
     return args
 
 def main(argv=None):
@@ -1190,8 +1183,7 @@ def main(argv=None):
         if LOCAL_RANK == 0:  # every process finds the same fault: one line a machine
             complain(error)
     except OSError as error:
-        complain(f"{error.filename or 'a file'}: {error.strerror or error}; check path, permissions "
-                 "and free space")
+        complain(f"{error.filename or 'a file'}: {error.strerror or error}; check path, permissions, space")
     except RuntimeError as error:
         if WORLD == 1:
             raise

@@ -1,4 +1,4 @@
-"""Several processes (torchrun): each has its share of the clips and of every step. One alone is spared it.
+"""Several processes (torchrun): each has its share of the clips and of every step. One alone skips it.
 
 Codes that a single clip uses live with the process of that clip: a step costs the same with 64 clips and with
 20,000. Codes that clips share, R and G are the same in every process, and their gradients are summed.
@@ -43,6 +43,8 @@ def from_all(thing):
 
 def all_reduce(tensors):
     """Sum each tensor over the processes, in place, in one message."""
+    if WORLD == 1:
+        return
     total = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(total)
     for tensor, summed in zip(tensors, total.split([tensor.numel() for tensor in tensors])):

@@ -325,7 +325,7 @@ def test_what_is_captured_and_when(monkeypatch, capsys):
 
 @pytest.mark.parametrize("layout", ["static", "grid", "both"])
 def test_r_runs_once_on_what_clips_share_whether_the_host_may_wait_or_not(monkeypatch, layout):
-    """The second form is a GPU's: it knows no rows but those of all clips, and leaves unused ones as they are."""
+    """The second form is a GPU's: all rows where they are few, and unused ones stay as they are."""
     plain, ran = nav.rows_for_R, []
     def as_on_a_gpu(ids, rows, _):
         ran.append((plain(ids, rows, False)[0].tolist(), rows, ids))
@@ -393,12 +393,13 @@ def test_rates_rise_stay_and_fall_to_zero():
     assert rates[0] == 1 / 50 and rates[49:501] == [1.0] * 452 and rates[750] == 0.5 and 0 < rates[-1] < 0.003
     assert rates[:50] == sorted(rates[:50]) and rates[500:] == sorted(rates[500:], reverse=True)
 
+@pytest.mark.parametrize("bf16, off", [(False, 1e-4), (True, 0.02)])
 @pytest.mark.parametrize("c_in, c_out", [(16, 8), (64, 3), (48, 3)])  # fewer, more, as many rows as columns
-def test_muon_moves_all_directions_alike(c_in, c_out):
+def test_muon_moves_all_directions_alike(c_in, c_out, bf16, off):
     """Against the SVD: an update has the momentum's directions, all of one size, elements of about lr."""
     torch.manual_seed(0)
     w = torch.nn.Parameter((0.02 * torch.randn(c_in, c_out, 4, 4)).to(memory_format=torch.channels_last))
-    muon = nav.Muon([w], lr=torch.tensor(0.01))
+    muon = nav.Muon([w], lr=torch.tensor(0.01), bf16=bf16)
     k = min(c_in, 16 * c_out)
     size = max(c_in, 16 * c_out) ** 0.5
     u, v = (torch.linalg.qr(torch.randn(n, k, dtype=torch.double))[0] for n in (c_in, 16 * c_out))
@@ -408,7 +409,8 @@ def test_muon_moves_all_directions_alike(c_in, c_out):
     before = w.detach().clone()
     muon.step()
     turned = u.T @ ((before - w) / 0.01).detach().double().flatten(1) @ v / size
-    assert (turned - turned.diagonal().diag()).abs().max() < 1e-4  # in the momentum's own directions
+    found = (turned - turned.diagonal().diag()).abs().max()  # in the momentum's own directions
+    assert found < off and (found > 1e-4) == bf16
     assert 0.6 < turned.diagonal().min() and turned.diagonal().max() < 1.3
 
 # ---- nav: unseen pairs: windows, augmentation, the start ------------------------------------------------
@@ -527,7 +529,8 @@ def test_few_clips_give_more_frames_each_and_the_papers_recipe_fewer_updates(opt
 
 def test_a_gpu_takes_half_of_the_clips_and_many_clips_take_more_steps():
     args = nav.parse("--precision fp32 --levels 3".split())
-    for N, batch, per_clip, steps in ((64, 32, 4, 2650), (300, 128, 1, round(2650 * (300 / 64) ** 0.5)), (5, 3, 6, 2650)):
+    many = round(2650 * (300 / 64) ** 0.5)
+    for N, batch, per_clip, steps in ((64, 32, 4, 2650), (300, 128, 1, many), (5, 3, 6, 2650)):
         s = nav.choose_settings(args, toy_clips(N), torch.device("cuda"))[0]
         assert (s.batch, s.per_clip, s.steps) == (batch, per_clip, steps)
 
@@ -581,7 +584,8 @@ def test_bad_files_and_options_are_refused_in_one_line(tmp_path, toy, monkeypatc
         "evaluate": "--run", "evaluate --run none": "checkpoint", "sample --run .": "checkpoint",
         "evaluate --real toy.npz": "--generated", "evaluate --generated empty": "--real",
         "evaluate --real toy.npz --generated empty": "no clip", "sample --run . --count 0": "--count",
-        "bench --run .": "--run", "ablate --generated-clips 0": "--generated-clips",
+        "bench --run .": "--run", "sample --steps 5": "--steps goes with train", "train --count 5": "--count",
+        "ablate --generated-clips 0": "--generated-clips",
         "ablate --hold-out-clips 1": "--hold-out-clips", "interpolate --fps-factor 1": "--fps-factor"}
     training = {
         "--dataset short.npz": "triplet", "--dataset odd.npz": "15 x 15", "--dataset wide.npz": "16 x 32",
@@ -713,7 +717,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_more_steps_go_on_from_it(toy, tmp_path, m
     assert "steps 30, now it is 20" in line and "--steps 30" in line
     good(*options, 30, "--resume")
     before = learned(tmp_path / "run")
-    assert "30 steps become 40: from step 30 on, the rates" in good(*options, 40, "--resume")
+    assert "30 steps become 40: from step 30 on, rates" in good(*options, 40, "--resume")
     assert learned(tmp_path / "run")["steps_done"] == 40 and not same(learned(tmp_path / "run"), before)
 
 def test_seconds_begin_after_the_warm_up(toy, tmp_path, monkeypatch):
@@ -724,7 +728,7 @@ def test_seconds_begin_after_the_warm_up(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(nav.Trainer, "step", slow_start)
     assert re.search(r"warm-up: [4-9]\.\d s", good(*toy, "--steps", 100, "--out", tmp_path / "run"))
     rows = logged(tmp_path / "run")
-    assert 0 < rows["seconds"][0] < 2 and rows["frames_per_second"][0] > 12 * 2 / 2
+    assert 0 < rows["seconds"][0] < 4  # the first two steps alone took as long
 
 def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
     good(*toy, "--steps", 8, "--out", tmp_path)
@@ -875,7 +879,7 @@ def test_two_processes_go_on_bit_for_bit_and_with_another_number(two):
 def test_two_processes_refuse_in_one_line(two):
     """Process 0 says it, the other ends without a word."""
     words = {"none --batch 3": "--batch 3", "none --resume": "checkpoint", "evaluate": "without torchrun",
-             "none --clips 3 --hold-out-clips 2": "a clip to train on for each"}
+             "none --clips 3 --hold-out-clips 2": "each of 2 processes"}
     for name, (zero, one) in ((name, [each[name] for each in two[1]]) for name in words):
         assert zero[:2] == one[:2] == (2, "") and re.fullmatch(f".*{words[name]}.*\n", zero[2]) and not one[2]
 
@@ -974,7 +978,7 @@ def test_clips_and_frames_kept_from_training_are_measured(toy, tmp_path):
     assert metrics["interpolation_average_psnr"] == pytest.approx(np.mean(means), abs=1e-3)
 
 def test_ablation_goes_on_with_the_row_that_was_not_done(toy, tmp_path, vgg16, monkeypatch):
-    ablate = ["ablate", *toy, "--steps", 2, "--generated-clips", 3, "--vgg16", vgg16, "--out", tmp_path]
+    ablate = ["ablate", *toy[:-2], "--steps", 2, "--generated-clips", 3, "--vgg16", vgg16, "--out", tmp_path]
     rows = []
     def make(s, *more, make=nav.Trainer):
         rows.append(s)
@@ -1028,7 +1032,7 @@ def test_actions_refuse_runs_that_cannot_serve_them(toy, grid_run, tmp_path):
 def test_bench_says_where_the_time_goes(toy, monkeypatch):
     timed = nav.Timer.blocked_autorange
     monkeypatch.setattr(nav.Timer, "blocked_autorange", lambda self, **_: timed(self, min_run_time=0.05))
-    *table, summary, ratio = good("bench", *toy, "--per-clip", 2).splitlines()
+    *table, summary, ratio = good("bench", *toy[:-2], "--per-clip", 2).splitlines()
     assert any("nav: G " in line for line in table) and "2 clips x 2 frames" in summary
     whole, bare = (float(value) for value in re.findall(r"(\d+\.\d\d) ms", summary))
     assert float(re.fullmatch(r"ratio: (\d+\.\d\d)", ratio)[1]) == pytest.approx(whole / bare, rel=0.05)

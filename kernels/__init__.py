@@ -1,4 +1,4 @@
-"""The two losses around the generator, and the choice of what computes them.
+"""The two losses, on frames and on codes, and the choice of what computes them (and gru.py, graph.py).
 
     from kernels import laplacian_l1, laplacian_l1_with_grad, triplet_margin, backend
 
