@@ -537,7 +537,7 @@ def choose_settings(args, clips, device):
                                              "pixels; prepare clips with data_prep.py --size 64"),
         (H < 2 ** s.levels, f"--levels {s.levels}: frames of {H} pixels have {int(math.log2(H))} at most"),
         (s.rank > min(L, s.D_t), f"--rank {s.rank}: at most {min(L, s.D_t)} for codes of {L} x {s.D_t}"),
-        (s.batch % WORLD or N < WORLD, f"--batch {s.batch}: as many for each of {WORLD} processes, and a clip"),
+        (s.batch % WORLD or N < WORLD, f"--batch {s.batch}: as many for each of {WORLD} processes"),
     ):
         if wrong:
             raise DataError(text)
@@ -946,7 +946,8 @@ def exchange(args):
     frames = [[None if [i, k] in data["pairs"] else FRAME for k in columns] for i in rows]
     path = show(out, "exchange", data, cells, gap=4, frames=frames, row_labels=data["static_names"],
                 column_labels=data["transient_names"])
-    say(f"{len(rows)} x {len(columns)} pairs, {sum(row.count(FRAME) for row in frames)} unseen, framed: {path}")
+    unseen = sum(row.count(FRAME) for row in frames)
+    say(f"{len(rows)} x {len(columns)} pairs, {unseen} of them unseen and framed: {path}")
 
 def interpolate(args):
     """Fig. 7: frames between two frames of a clip; with --fps-factor, between all of its frames"""
