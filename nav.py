@@ -651,7 +651,6 @@ def find_codes(model, s, clips, steps=300, lr=0.02):
     """Codes of clips never trained on, uint8 [K, L, H, W, 3] -> z_s [K, D_s], z_t [K, L, D_t], label [K].
 
     From the closest of up to 512 pairs of dictionary rows, Adam on l_rec, projected; G and R stay."""
-    K, L = clips.shape[:2]
     clips = clips.to(model.z_s.z.device)
     pairs = torch.cartesian_prod(torch.arange(len(model.z_s.z)), torch.arange(len(model.z_t.z)))
     some = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[:512]
@@ -660,7 +659,7 @@ def find_codes(model, s, clips, steps=300, lr=0.02):
     z_s = model.z_s.codes_of(i)
     z_t = model.z_t.codes_of(label)
     v = clips.flatten(0, 1).permute(0, 3, 1, 2)
-    weight = torch.full((K * L,), 1 / L, device=clips.device)
+    weight = torch.full((len(v),), 1 / clips.shape[1], device=clips.device)
     adam = torch.optim.Adam([z_s, z_t])
     model.requires_grad_(False)
     for step in range(steps):
@@ -908,8 +907,9 @@ def sample(args):
     if args.prior == "gaussian":
         if len(codes) < 2:
             raise DataError(f"--prior gaussian: {args.run} has one static code, a Gaussian needs two or more")
-        variances, axes = torch.linalg.eigh(torch.cov(codes.T))              # full covariance, of any rank
+        variances, axes = torch.linalg.eigh(torch.cov(codes.T))              # ascending
         normal = torch.randn(args.count, len(variances), generator=rng, dtype=codes.dtype)
+        normal[:, :-max(1, len(codes) // 8)] = 0  # its longest axes, one for 8 codes: more of them tear chairs
         z_s = unit_ball(codes.mean(0) + normal * variances.clamp(min=0).sqrt() @ axes.T)
     clips = videos_of(model, z_s.to(model.z_s.z), model.z_t.z[k], k).cpu()
     rows = clips
