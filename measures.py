@@ -92,11 +92,10 @@ def scores(generated, real, phi, why_not):
                  distinct_nearest=len(nearest(generated, real)[0].unique()))
     if phi:
         difference = motion(phi, generated) - motion(phi, real)              # (L - 1, 256, H / 4, W / 4)
-        if difference.any():
-            found["mcs"] = difference.mean(0).square().sum().log10().item()
-            found["mcs_t"] = difference.square().sum((1, 2, 3)).mean().log10().item()
-        else:
-            found["mcs_note"] = "-inf: the generated clips move exactly like the real ones"
+        squares = dict(mcs=difference.mean(0).square().sum(), mcs_t=difference.square().sum((1, 2, 3)).mean())
+        found.update({key: square.log10().item() if square else None for key, square in squares.items()})
+        if not squares["mcs"]:
+            found["mcs_note"] = "-inf: the generated clips move like the real ones"
     return found
 
 def scores_in_words(found):

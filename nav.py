@@ -909,7 +909,7 @@ def sample(args):
             raise DataError(f"--prior gaussian: {args.run} has one static code, a Gaussian needs two or more")
         variances, axes = torch.linalg.eigh(torch.cov(codes.T))              # ascending
         normal = torch.randn(args.count, len(variances), generator=rng, dtype=codes.dtype)
-        normal[:, :-max(1, len(codes) // 8)] = 0  # its longest axes, one for 8 codes: more of them tear chairs
+        normal[:, :-max(1, len(codes) // 8)] = 0  # its longest axes, one for 8 codes: more tear chairs
         z_s = unit_ball(codes.mean(0) + normal * variances.clamp(min=0).sqrt() @ axes.T)
     clips = videos_of(model, z_s.to(model.z_s.z), model.z_t.z[k], k).cpu()
     rows = clips

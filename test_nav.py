@@ -512,6 +512,20 @@ def test_mcs_by_loops(vgg16):
     equal = measures.scores(a, a, phi, None)
     assert equal["mcs"] is None and "-inf" in equal["mcs_note"] and equal["fcs"] == equal["fcs_bound"]
 
+def test_what_each_score_sees(vgg16):
+    """Frozen clips have the best FCS, noise between true ends the best MCS; MCS_t sees both, and order."""
+    phi, _ = measures.load_vgg16(str(vgg16), CPU)
+    real = torch.from_numpy(toy_clips(4, size=32).videos)
+    noise = torch.randint_like(real, 256)
+    noise[:, [0, -1]] = real[:, [0, -1]]
+    sets = dict(near=(real.int() + 1).clamp(max=255).byte(), frozen=real[:, :1].expand_as(real), noise=noise,
+                shuffled=real[:, [0, 4, 2, 3, 1, 5]], one=real[:1].expand_as(real))
+    found = {name: measures.scores(clips, real, phi, None) for name, clips in sets.items()}
+    assert found["frozen"]["fcs"] == pytest.approx(1, abs=1e-6) and found["one"]["distinct_nearest"] == 1
+    assert found["noise"]["mcs"] < found["near"]["mcs"] and found["near"]["distinct_nearest"] == 4
+    worse = [found[name]["mcs_t"] for name in ("frozen", "noise", "shuffled", "one")]
+    assert found["near"]["mcs_t"] < min(worse)
+
 # ---- nav: what is asked for --------------------------------------------------------------------------------
 def chosen(options=""):
     args = nav.parse(["--levels", "3", "--alpha", "1", *options.split()])
