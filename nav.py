@@ -704,8 +704,7 @@ def measure_interpolation(model, s, everything, train_set):
         ours = torch.cat([frames_between(model, pair, t // K, t // K + 1, K - 1)[1:-1] for t in ends])
         mean = [torch.lerp(v[t].float(), v[t + K].float(), n / K) for t in ends for n in range(1, K)]
         dB.append(psnr([ours, torch.stack(mean)], [real, real]).tolist())
-    ours, mean = np.mean(dB, 0).tolist()
-    return dict(interpolation_psnr=ours, interpolation_average_psnr=mean)
+    return dict(zip(("interpolation_psnr", "interpolation_average_psnr"), np.mean(dB, 0).tolist()))
 
 # ---- train and evaluate ------------------------------------------------------------------------------------
 def prepare(args):
@@ -864,7 +863,8 @@ def report(args, everything, vgg16):
     pairs = [(j, shown) for j in spread(len(real), 8) for shown in (real, generated)]
     show(out, "reconstructions", data, [shown[j][spread(data["frames"], 8)] for j, shown in pairs],
          row_labels=[clips.names[j][:16] if shown is real else "generated" for j, shown in pairs])
-    show(out, "samples", data, None, data_prep.side_by_side(generated[spread(len(generated), 16)]))
+    both = np.concatenate([real, generated], 2)[spread(len(real), 16)]       # real over generated
+    show(out, "samples", data, None, data_prep.side_by_side(both))
     write(out / "metrics.json", metrics)
     for name in [name for name in more if more[name] is not None]:
         say(f"{name.replace('_', ' ')}: {more[name]:.2f}")
