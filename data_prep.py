@@ -204,7 +204,7 @@ def load(path):
         return Clips(**{key: arrays[key] for key in keys})
 
 # ---- A run's folder ---------------------------------------------------------------------------------------
-RUN_FILES = ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "curve*.png", "reconstructions*.png",
+RUN_FILES = ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "curve*.png", "reconstructions*",
              "samples*", "exchange*", "encoded*", "interpolation*", "ablation*")
 
 def complain(text):
@@ -213,8 +213,7 @@ def complain(text):
 
 def write(path, content):
     """Write bytes, a text, or anything else as JSON, whole or not at all, its folder made. Raises OSError."""
-    if not isinstance(content, (str, bytes)):
-        content = json.dumps(content, indent=1)
+    content = content if isinstance(content, (str, bytes)) else json.dumps(content, indent=1)
     content = content if isinstance(content, bytes) else f"{content}\n".encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_beside(path, lambda temporary: temporary.write_bytes(content))
@@ -550,7 +549,8 @@ def find(dataset, count=None, layout=None, drawn=False):
     elif dataset == "weizmann":
         clips = draw_people(progress=Progress("drawing stand-ins"))
     else:
-        how = "golf" if dataset == "golf" else "folder PATH --name NAME"
+        folder = dataset if os.path.isdir(dataset) else "PATH"
+        how = "golf" if dataset == "golf" else f"folder {folder} --name NAME"
         raise DataError(f"--dataset {dataset}: there is no {path}; python data_prep.py {how} makes one")
     if count and count > len(clips.names):
         raise DataError(f"--clips {count}: {dataset} holds {len(clips.names)}")

@@ -557,8 +557,8 @@ def keep_from_training(everything, s):
             left_i[i] -= 1
             left_k[k] -= 1
     if len(held_out) < s.hold_out:
-        raise DataError(f"--hold-out {s.hold_out}: at most {len(held_out)} of these {N} cells can be kept "
-                        "from training with every row and column still seen")
+        raise DataError(f"--hold-out {s.hold_out}: at most {len(held_out)} of these {N} cells can stay "
+                        "out with every row and column still seen; a grid has more (folder --grid)")
     if not held_out and s.every == 1:
         return everything, None
     train_set = data_prep.subset(everything, [j for j in range(N) if j not in held_out], s.every)
@@ -628,7 +628,7 @@ def show(out, name, data, rows, video=None, fps=8, **more):
 
 def spread(n, k):
     """k indices spread evenly over range(n), ends included."""
-    return [round(i * (n - 1) / max(1, k - 1)) for i in range(min(k, n))]
+    return [round(j) for j in np.linspace(0, n - 1, min(k, n))]
 
 # ---- what was kept from training (Sec. 4.3, 4.4) -----------------------------------------------------------
 def measure_exchange(model, train_set, held_out):
@@ -861,10 +861,11 @@ def report(args, everything, vgg16):
                    **data["trained_on"], evaluated_on=str(real.device))
     generated, real = generated.cpu().numpy(), real.cpu().numpy()
     pairs = [(j, shown) for j in spread(len(real), 8) for shown in (real, generated)]
+    chosen = spread(len(real), 16)
     show(out, "reconstructions", data, [shown[j][spread(data["frames"], 8)] for j, shown in pairs],
+         data_prep.side_by_side(np.concatenate([real[chosen], generated[chosen]], 2)),  # real over generated
          row_labels=[clips.names[j][:16] if shown is real else "generated" for j, shown in pairs])
-    both = np.concatenate([real, generated], 2)[spread(len(real), 16)]       # real over generated
-    show(out, "samples", data, None, data_prep.side_by_side(both))
+    show(out, "samples", data, None, data_prep.side_by_side(generated[chosen]))
     write(out / "metrics.json", metrics)
     for name in [name for name in more if more[name] is not None]:
         say(f"{name.replace('_', ' ')}: {more[name]:.2f}")
@@ -938,8 +939,7 @@ def exchange(args):
     rows = range(len(model.z_s.z))
     columns = range(len(model.z_t.z))
     if min(len(rows), len(columns)) < 2 or len(rows) * len(columns) > 1024:
-        raise DataError(f"exchange shows a grid of 2 x 2 to 1024 pairs; {args.run} has {len(rows)} x "
-                        f"{len(columns)} codes; --clips at training takes fewer")
+        raise DataError(f"exchange shows 2 x 2 to 1024 pairs; {len(rows)} x {len(columns)} codes are no grid")
     moments = [(data["frames"] - 1) * q // 4 for q in (1, 2, 3)]
     clips = [videos(model, [i] * len(columns), [*columns])[:, moments].cpu().numpy() for i in rows]
     cells = [[np.concatenate([*clip], 1) for clip in row] for row in clips]

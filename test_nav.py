@@ -621,6 +621,9 @@ def test_bad_files_options_and_runs_are_refused_in_one_line(toy, grid_run, monke
 def logged(folder):
     return np.genfromtxt(Path(folder, "log.csv"), delimiter=",", names=True)
 
+def test_no_clip_is_left_out_where_all_can_be_shown():
+    assert [nav.spread(*nk) for nk in ((3, 8), (1, 8), (9, 3))] == [[0, 1, 2], [0], [0, 4, 8]]
+
 def test_train_evaluate_sample(toy, vgg16, monkeypatch):
     def slow_start(trainer, step=nav.Trainer.step):
         time.sleep(2 * (trainer.steps_done < 2))
@@ -631,7 +634,8 @@ def test_train_evaluate_sample(toy, vgg16, monkeypatch):
         said = good(*toy, "--steps", 120, "--out", out)
     assert re.search(r"warm-up: [4-9]\.\d s", said) and 0 < logged(out)["seconds"][0] < 4  # without it
     assert re.search(r"step 120/120  loss \S+ +\S+ dB +\d+ frames/s +\d+ s  ETA 0:00", said)
-    files = "config.json checkpoint.pt log.csv metrics.json reconstructions.png samples.gif curve.png .lock"
+    files = ("config.json checkpoint.pt log.csv metrics.json reconstructions.png reconstructions.gif "
+             "samples.gif curve.png .lock")
     assert {path.name for path in out.iterdir()} == set(files.split())
     metrics = read(out / "metrics.json")
     assert {*"source videos frames psnr psnr_min ssim fcs seconds device kernels seed".split()} <= {*metrics}
@@ -659,7 +663,7 @@ def test_without_data_chairs_are_drawn_and_every_result_says_so():
     assert "STAND-INS" in good(*options)
     out = Path("runs/chair")
     pictures = sorted(path.stem for path in out.glob("*-standin.*"))
-    assert pictures == [f"{name}-standin" for name in ("curve", "reconstructions", "samples")]
+    assert pictures == [f"{name}-standin" for name in ("curve", *["reconstructions"] * 2, "samples")]
     metrics = read(out / "metrics.json")
     assert metrics["standin"] is read(out / "config.json")["standin"] is True
     Path("data").mkdir()
