@@ -223,9 +223,9 @@ def commit():
     git = [shutil.which("git"), "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     return git[0] and subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
 
-def take_folder(folder, keep):
+def take_folder(folder, keep, say):
     """Make the folder and lock it while the result lives -> the lock. DataError where another run holds it.
-    What an earlier run left there, unless it is to be kept, goes to earlier-1, earlier-2, ... in it."""
+    Unless it is to be kept, what an earlier run left goes to earlier-1, ... in it, which `say` is told."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -238,7 +238,7 @@ def take_folder(folder, keep):
         shelf.mkdir()
         for path in left:
             path.rename(shelf / path.name)
-        print(f"{folder} held a run: moved to {shelf}")
+        say(f"{folder} held a run: moved to {shelf}")
     return lock
 
 # ---- Pictures out: contact sheets and GIFs ---------------------------------------------------------------

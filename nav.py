@@ -765,7 +765,7 @@ def train(args):
     trainer = Trainer(s, clips, device, args.graph)
     log = take_up(out, trainer, data) if args.resume else []
     if RANK == 0:
-        lock = take_folder(out, args.resume)  # noqa: F841 (held while it lives)
+        lock = take_folder(out, args.resume, say)  # noqa: F841 (held while it lives)
         write(out / "config.json", dict(asdict(s), **data, processes=WORLD))
     frames = s.batch * trainer.batches.F
     say(f"{clips}\n{len(clips.static_names)} static and {len(clips.transient_names)} transient codes; "
@@ -1014,7 +1014,7 @@ def ablate(args):
     except (OSError, ValueError):
         before = {}
     ours = before["ours"] if table.items() <= before.items() else {}
-    lock = take_folder(out, ours)  # noqa: F841 (held while it lives)
+    lock = take_folder(out, ours, say)  # noqa: F841 (held while it lives)
     for seed, name in [(seed, name) for seed in seeds for name in ABLATION]:
         changes = ABLATION[name][2]
         if changes is None or f"{name}, seed {seed}" in ours:
