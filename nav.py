@@ -240,16 +240,14 @@ class Model(nn.Module):
             return self.G(codes, label.repeat_interleave(T), numbers)
 
 # ---- the objective (Sec. 3.1 to 3.3, Eq. 4 to 6) -----------------------------------------------------------
-def objective(model, s, batch, z_s, z_t, row_of_clip):
+def objective(model, s, batch, z_s, r, row_of_clip):
     """Eq. 6 for one batch, forward and backward: l_rec + lambda_s l_static + lambda_t l_triplet.
 
-    s: the Settings. batch: of Batches.gather. z_s [B, D_s]; z_t [rows, L, D_t] are the transient codes that R
-    runs on, row_of_clip [B] says which of them is whose. Every leaf that asks for a gradient has it
-    afterwards. Returns v_hat [B*F, 3, H, W], frame_loss [B*F] and
-    [loss, l_rec, l_triplet], all detached."""
+    s: the Settings. batch: of Batches.gather. z_s [B, D_s]; r [rows, L, D_t]: what R makes of the transient
+    codes, row_of_clip [B] says which of them is whose. Every leaf that asks for a gradient has it afterwards.
+    Returns v_hat [B*F, 3, H, W], frame_loss [B*F] and [loss, l_rec, l_triplet], all detached."""
     _, label, times, v, numbers = batch                                      # label: the transient row
     B, n = times.shape                                                       # n: F frames of each clip
-    r = model.R(z_t)                                                         # (rows, L, D_t)
     # r[row_of_clip] as a product: its gradient adds up in the same order each time, on a GPU too
     one_hot = F.one_hot(row_of_clip, len(r)).float()                         # (B, rows)
     r_of_clips = (one_hot @ r.flatten(1)).unflatten(1, r.shape[1:])          # (B, L, D_t)
@@ -351,16 +349,15 @@ class Trainer:
         z_t = m.z_t.codes_of(row_ids)                                        # (rows, L, D_t)
         # ---- BEGIN: the training step ----
         m.zero_grad()
+        r = m.R(z_t)                                                         # (rows, L, D_t)
         if s.recipe == "paper":                                              # stage 1 (Eq. 3.1): gamma
             m.G.requires_grad_(True)
-            m.R.requires_grad_(False)
-            objective(m, s, batch, z_s.detach(), z_t.detach(), row_of_clip)
+            objective(m, s, batch, z_s.detach(), r.detach(), row_of_clip)
             all_reduce_gradients(m)
             self.optimisers_G[0].step()
             m.zero_grad()
             m.G.requires_grad_(False)                                       # stage 2 (Eq. 3.2): Z_V and theta
-            m.R.requires_grad_(True)
-        v_hat, frame_loss, losses = objective(m, s, batch, z_s, z_t, row_of_clip)
+        v_hat, frame_loss, losses = objective(m, s, batch, z_s, r, row_of_clip)
         all_reduce_gradients(m)
         if s.recipe == "fast":                                               # one backward serves both stages
             for optimiser in self.optimisers_G:
