@@ -996,6 +996,22 @@ ABLATION = {  # Tables 2 and 4, chairs: the paper's MCS and FCS, what a row chan
     "-R": (None, None, dict(recurrent=False)),
 }
 
+def ablation_table(title, seeds, ours):
+    """ours {"-Z, seed 0": measures.scores, ...} of the rows done so far -> a markdown table, mean +- spread"""
+    def cell(name, key):
+        values = [ours.get(f"{name}, seed {seed}", {}).get(key) for seed in seeds]
+        values = [value for value in values if value is not None]
+        spread = f" +- {np.std(values):.3f}" if len(values) > 1 else ""
+        return f"{np.mean(values):.3f}{spread}" if values else "-"
+
+    lines = [f"{title}, {len(seeds)} seed(s); real FCS {next(iter(ours.values()))['fcs_bound']:.3f}", "",
+             "| | MCS, paper (chairs) | MCS, ours | FCS, paper (chairs) | FCS, ours | MCS_t | PSNR |",
+             "|---|---|---|---|---|---|---|"]
+    for name, (mcs, fcs, _) in ABLATION.items():
+        ours_are = [cell(name, key) for key in ("mcs", "fcs", "mcs_t", "psnr")]
+        lines.append(f"| {name} | {mcs or '-'} | {ours_are[0]} | {fcs or '-'} | {' | '.join(ours_are[1:])} |")
+    return "\n".join(lines)
+
 def ablate(args):
     """Tables 4a and 4b, and a row without R, all at the same steps and seeds; rows that are done stay done"""
     device, base, clips, _, _ = prepare(args)
@@ -1012,6 +1028,7 @@ def ablate(args):
         before = {}
     ours = before["ours"] if table.items() <= before.items() else {}
     lock = take_folder(out, ours, say)  # noqa: F841 (held while it lives)
+    title = f"{clips.source}{', DRAWN STAND-INS' * clips.standin}; recipe {base.recipe}, {base.steps} steps"
     for seed, name in [(seed, name) for seed in seeds for name in ABLATION]:
         changes = ABLATION[name][2]
         if changes is None or f"{name}, seed {seed}" in ours:
@@ -1035,22 +1052,8 @@ def ablate(args):
             ours[f"-Z, seed {seed}"] = scores(videos_of(m, z_s, z_t, k), real, *vgg16)
             ours[f"+Z, seed {seed}"] = found
         write(out / "ablation.json", dict(table, commit=commit(), paper_on_chairs=ABLATION, ours=ours))
-
-    def cell(name, key):
-        values = [ours[f"{name}, seed {seed}"].get(key) for seed in seeds]
-        spread = f" +- {np.std(values):.3f}" if len(seeds) > 1 and None not in values else ""
-        return "-" if None in values else f"{np.mean(values):.3f}{spread}"
-
-    bound = ours[f"+Z, seed {base.seed}"]["fcs_bound"]
-    lines = [f"{clips.source}; {base.recipe} recipe, {base.steps} steps, {len(seeds)} seed(s), {count} clips "
-             f"generated a row; FCS bound {bound:.3f} (paper: 0.91){'; DRAWN STAND-INS' * clips.standin}", "",
-             "| | MCS, paper (chairs) | MCS, ours | FCS, paper (chairs) | FCS, ours | MCS_t | PSNR |",
-             "|---|---|---|---|---|---|---|"]
-    for name, (mcs, fcs, _) in ABLATION.items():
-        ours_are = [cell(name, key) for key in ("mcs", "fcs", "mcs_t", "psnr")]
-        lines.append(f"| {name} | {mcs or '-'} | {ours_are[0]} | {fcs or '-'} | {' | '.join(ours_are[1:])} |")
-    write(out / "ablation.md", "\n".join(lines))
-    say("\n".join([*lines, f"see {out}"]))
+        write(out / "ablation.md", ablation_table(title, seeds, ours))
+    say(f"{ablation_table(title, seeds, ours)}\nsee {out}")
 
 def bench(args):
     """where the time of a training step goes on this device; last line: whole step over bare generator"""

@@ -973,6 +973,9 @@ def test_ablation_goes_on_with_the_row_that_was_not_done(toy, vgg16, monkeypatch
     assert run(*ablate)[0] == 130
     first = read("out/ablation.json")["ours"]
     assert list(first) == ["-triplet -static, seed 0", "-triplet +static, seed 0"]
+    table = Path("out/ablation.md").read_text()  # of what is done
+    mcs = first["-triplet +static, seed 0"]["mcs"]
+    assert f"| -triplet +static | 3.82 | {mcs:.3f} | 0.85 |" in table and f"| -R |{' - |' * 6}" in table
     said = good(*ablate, "--seeds", 2)
     assert [s.seed for s in rows] == [0] * 6 + [1] * 5 and Path("out/ablation.md").read_text() in said
     assert [(s.lambda_t > 0, s.lambda_s > 0, s.recurrent) for s in rows[:6]] == [
