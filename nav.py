@@ -997,7 +997,7 @@ ABLATION = {  # Tables 2 and 4, chairs: the paper's MCS and FCS, what a row chan
 }
 
 def ablation_table(title, seeds, ours):
-    """ours {"-Z, seed 0": measures.scores, ...} of the rows done so far -> a markdown table, mean +- spread"""
+    """ours {"-Z, seed 0": measures.scores, ...}, of rows that are done -> markdown, mean +- spread."""
     def cell(name, key):
         values = [ours.get(f"{name}, seed {seed}", {}).get(key) for seed in seeds]
         values = [value for value in values if value is not None]
