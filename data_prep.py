@@ -166,7 +166,7 @@ def save(clips, path):
 def read_arrays(path):
     """Yield (key, array) of an npz, nothing unpickled. Raises DataError for a large one, else anything."""
     with np.load(path, allow_pickle=False) as archive:
-        for info in archive.zip.infolist():
+        for info in {i.filename: i for i in archive.zip.infolist() if i.filename.endswith(".npy")}.values():
             key = info.filename.removesuffix(".npy")
             if info.file_size > (MAX_SET + 4096 if key in ("videos", "full") else MAX_CLIP):
                 raise DataError(f"key {printable(key)!r} unpacks to {info.file_size} bytes: split the set")
@@ -197,9 +197,9 @@ def load(path):
             low, high, count = arrays[key].min(), arrays[key].max(), sides[letter]
             check(0 <= low and high < count, key, f"runs from {low} to {high} for {count} names")
         if "full" in keys:
-            low, total = arrays["length"].min(), arrays["length"].sum()
+            low, total = arrays["length"].min(), sum(arrays["length"].tolist())  # exact: an array's wraps
             check(low >= sides["L"] and total == sides["F"], "length", f"is {low} or more, {total} in all")
-        arrays.update({key: [*map(printable, arrays[key])] for key in keys if key.endswith("names")})
+        arrays |= {key: [printable(n, 1000) for n in arrays[key]] for key in keys if key.endswith("names")}
         arrays["source"] = printable(arrays["source"], 200)
         return Clips(**{key: arrays[key] for key in keys})
 
@@ -338,9 +338,9 @@ def clip_frames(source, skipped):
         yield from ((Image.fromarray(frame), None, "a frame") for frame in source)
     elif not isinstance(source, bytes) and os.path.isdir(source):
         for entry in filter(os.DirEntry.is_file, listing(source, STILL, skipped)):
-            with reading(repr(entry.name)), Image.open(entry.path, formats=DECODERS) as picture:
+            with reading(ascii(entry.name)), Image.open(entry.path, formats=DECODERS) as picture:
                 image = to_rgb(picture)
-            yield image, None, repr(entry.name)
+            yield image, None, ascii(entry.name)
     elif isinstance(source, bytes) or os.path.isfile(source):
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
             yield from file_frames(file)
@@ -353,8 +353,7 @@ def file_frames(file):
         image = Image.open(file, formats=DECODERS)
     except UnidentifiedImageError:
         file.seek(0)
-        yield from video_frames(file)
-        return
+        return (yield from video_frames(file))
     if not getattr(image, "is_animated", False):
         strip = to_rgb(image)
         wide, high = strip.size
@@ -381,8 +380,7 @@ def video_frames(file):
         if stream is None or stream.width * stream.height > MAX_PIXELS:
             raise DataError(f"holds no pictures, or some of over {MAX_PIXELS} pixels: scale them down")
         rate = float(stream.average_rate or 25)
-        seconds = (container.duration or 0) / av.time_base
-        promised = stream.frames or int(0.95 * rate * seconds) - 1  # uncounted: sound may run on
+        promised = stream.frames if container.format.name == "avi" else 0  # others may hide some
         held = shown = 0
         try:
             for packet in container.demux(stream):
@@ -397,14 +395,16 @@ def video_frames(file):
                     shown += 1
         except av.FFmpegError:
             promised = max(promised, held + 1)
+        if shown and not promised and container.duration:  # by time; sound may run on
+            promised = int(0.95 * held * container.duration / av.time_base / (now - begin + 1 / rate))
         if held < promised:
             raise DataError(f"promises {promised} frames, holds {held}: cut short? fetch it again")
         if shown:
             yield image, now - begin + 1 / rate, f"frame {shown - 1}"
 
 def natural_key(name):
-    """Sorts frame2 before frame10. The digits are 0 to 9: int() refuses others, as a raised 2."""
-    return [int(part) if re.fullmatch("[0-9]+", part) else part for part in re.split("([0-9]+)", str(name))]
+    """Sorts frame2 before frame10: a longer number, without leading zeros, comes later."""
+    return [(len(part), part) if k % 2 else part for k, part in enumerate(re.split("0*([0-9]+)", str(name)))]
 
 def listing(folder, suffixes, skipped):
     """The folders of a folder, and its files with one of the suffixes, in natural order. Raises OSError."""
@@ -433,11 +433,11 @@ def read_clip(source, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, f
             if fps and stop is None:
                 raise DataError("has no times, so --fps says nothing: use --every")
             times = math.ceil(stop * fps - 1e-6) - len(video) if fps else 1  # seen at 0, 1 / fps, ... seconds
-            video += [crop_resize(image, size, crop)] * times
-            if len(video) >= most:
-                break
+            video += [crop_resize(image, size, crop)] * min(times, most)
             if video and video[0].nbytes * len(video) > MAX_CLIP:
                 raise DataError(f"over {MAX_CLIP} bytes once decoded: a shorter clip is needed")
+            if len(video) >= most:
+                break
         if len(video) < least:
             raise DataError(f"fewer than {least} frames: {len(video)} (GIFs merge equals: --fps counts time)")
     return np.stack(video[:most])
@@ -486,7 +486,7 @@ def looks_like(path):
     if os.path.isfile(path) and path.lower().endswith(STILL + MOVING):
         return f"one clip, not a folder of clips: put it into a folder of its own, then {command} FOLDER"
     if not os.path.isdir(path):
-        return "neither a folder of clips nor an npz: unpack an archive first, and give its folder"
+        return "neither a folder nor an npz with clips in it: unpack an archive first, give its folder"
     inside = listing(path, STILL + MOVING, {})
     if len(inside) > 1 and all(entry.name.lower().endswith(STILL) for entry in inside):
         return f"looks like the frames of one clip: {command} {printable(Path(path).resolve().parent)}"
@@ -649,7 +649,7 @@ class Remote:
                 data = self.response.read(min(count, 1 << 20))
                 self.position += len(data)
                 self.progress(self.position / 1e6, self.total / 1e6)
-                if data and self.position < MAX_STREAM or self.position >= self.total:
+                if self.position < MAX_STREAM if data else self.position >= self.total:
                     return data
                 raise OSError("the connection broke, or the file is endless")
             except Exception as error:  # OSError, ValueError or http.client's
@@ -668,8 +668,8 @@ def download_if_url(source, options):
     name = re.sub("[^A-Za-z0-9._-]", "", source.split("?")[0].rstrip("/").rpartition("/")[2])
     path = Path(options.out, "downloads", f"{zlib.crc32(source.encode()):08x}-{name}")  # names may be alike
     part = path.with_name(path.name + ".part")
-    options.fetched.append(path)
     if not path.exists():
+        options.fetched.append(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "ab") as file:
             begin = max(0, file.tell() - 1)  # the last byte once more: a server refuses to send nothing
@@ -706,9 +706,9 @@ def members(source, skipped):
         elif local and zipfile.is_zipfile(source):
             archive = zipfile.ZipFile(source)
             for info in archive.infolist():
-                regular = info.external_attr >> 28 in (0, 8)  # the kind in st_mode; 0: none was given
+                regular = info.external_attr >> 28 in (0, 8) and info.compress_type in (0, 8)  # a file; zlib
                 if not info.is_dir() and usable(info.filename, regular, info.file_size):
-                    yield info.filename, lambda: archive.read(info)
+                    yield info.filename, lambda: archive.open(info).read(info.file_size)
         else:
             stream = io.FileIO if local else Remote
             unpack = {b"BZh": bz2.open, b"\x1f\x8b\x08": gzip.open}.get(stream(source).read(3), lambda f: f)
@@ -722,7 +722,7 @@ def members(source, skipped):
 CHAIR = "https://www.di.ens.fr/willow/research/seeing3Dchairs/data/rendered_chairs.tar"
 WEIZMANN = "http://www.wisdom.weizmann.ac.il/~vision/VideoAnalysis/Demos/SpaceTimeActions/DB/"
 GOLF = "http://data.csail.mit.edu/videogan/golf.tar.bz2"
-STRIP = re.compile(r".*frames-stable-many/|\.\w+$")  # what a golf strip's path has around its name
+STRIP = re.compile(r"^.*frames-stable-many/|\.\w+$")  # what a golf strip's path has around its name
 RENDER = re.compile(r"(?:.*/)?([^/]+)/renders/image_([0-9]{1,9})_p([0-9]{1,9})_t[0-9]+_r[0-9]+\.png")
 FILM = re.compile(rf"(?:.*/)?([a-z]+)_({'|'.join(ACTIONS)})([12]?)\.avi", re.IGNORECASE)
 
@@ -835,7 +835,7 @@ def folder(options, skipped):
         del clips[name]
     if not clips:
         raise DataError(f"{printable(options.source)}: {looks_like(options.source)}")
-    names = [printable(name) for name in clips]
+    names = [printable(name, 1000) for name in clips]
     pairs = [name.rpartition("_")[::2] if options.grid else (name, name) for name in names]
     source = f"clips of {printable(Path(options.source).resolve().name)}"
     return from_clips([clips.pop(name) for name in list(clips)], options.frames, names, *zip(*pairs), source)
@@ -914,8 +914,8 @@ def run(options):
         raise DataError(f"{printable(source)}: does not exist, and is no http or https address")
     if options.command == "draw" and options.what == "weizmann" and options.clips:
         raise DataError("--clips: draw weizmann draws its whole grid of 90 clips; leave it out")
-    if (options.clips or 0) * options.frames * options.size**2 * 3 > MAX_SET:
-        raise DataError(f"{options.clips} clips of that --size and --frames pass {MAX_SET >> 30} GiB")
+    if (options.clips or 90 * (options.command == "draw")) * options.frames * options.size**2 * 3 > MAX_SET:
+        raise DataError(f"so many clips of that --size and --frames pass {MAX_SET >> 30} GiB")
     if options.size not in SIDES or options.frames < MIN_FRAMES:
         print(f"note: nav.py trains on sides of {', '.join(map(str, SIDES))} and {MIN_FRAMES} frames or more")
     out = Path(options.out, f"{name}.npz")

@@ -69,17 +69,17 @@ class Settings:
     steps: int = setting(2650, "updates; a grid 3000, many clips more; paper: Table 6's for every clip", 1)
     batch: int = setting(32, "clips in a step; on a GPU 128; paper 1", 1)
     per_clip: int = setting(1, "random frames of each clip in a step; 0 and paper: all", 0)
-    width: int = setting(32, "channels of the generator before its last layer; on a GPU 64", 1)
+    width: int = setting(32, "channels of the generator before its last layer; fast, on a GPU 64", 1)
     conditional: bool = setting(False, "G takes the transient row as a label; paper, a grid: yes")
     recurrent: bool = setting(True, "--no-recurrent: without R, every frame has a free code of its own")
     hold_out: int = setting(0, "cells of a grid to keep from training", 0)
     hold_out_clips: int = setting(0, "clips to keep from training, the last ones", 0)
     every: int = setting(1, "train on every K-th frame", 1)
-    window: str = setting("first", "L frames of a longer clip; random: others in each step; aligned, and a "
-                                   "grid: those in which people move alike",
+    window: str = setting("first", "L frames of a longer clip; random: others in each step; aligned, and "
+                                   "fast on a grid: those in which people move alike",
                           choices=("first", "random", "aligned"))
-    augment: bool = setting(False, "shift and recolour frames and tell G so; a grid with --hold-out: yes")
-    decay: float = setting(0.0, "weight decay of G's matrices, times lr_G; a grid 2.5", 0)
+    augment: bool = setting(False, "shift and recolour frames, tell G so; fast, a grid with --hold-out: yes")
+    decay: float = setting(0.0, "weight decay of G's matrices, times lr_G; fast, a grid 2.5", 0)
     rank: int = setting(0, "rho of Eq. 7, for interpolation; 0: full rank", 0)
     precision: str = setting("auto", "of the generator; auto: bf16 where it is faster",
                              choices=("auto", "fp32", "bf16"))
@@ -154,8 +154,8 @@ class Dictionary(nn.Module):
         if self.shared:
             ids, grad = sum_shared_rows(ids, grad, len(self.z))
         same = ids[:, None] == ids                                           # (B, B)
-        g = (same.to(grad.dtype) @ grad.flatten(1)).view_as(grad)
-        g = g[same.byte().argmax(1)]                                         # equal rows, equal bits
+        g = (same.to(grad.dtype) @ grad.flatten(1)).view_as(grad)            # the sum over a clip's row
+        g = g[same.byte().argmax(1)]                                         # of its first clip: equal bits
         if self.momentum:
             self.m[ids] = 0.9 * self.m[ids] + g
             step = self.m[ids]
@@ -188,7 +188,7 @@ class Generator(nn.Module):
 
     def __init__(self, D, size, width, labels=0, augment=False):
         super().__init__()
-        channels = [width * size // 8 >> i for i in range(int(math.log2(size // 4)))]  # 64: 8w, 4w, 2w, w
+        channels = [width * 2 ** i for i in reversed(range(int(math.log2(size // 4))))]  # 64: 8w 4w 2w w
         label_channels = channels[0] // 4 if labels else 0
         self.labels = labels
         self.code = nn.Linear(D, 16 * (channels[0] - label_channels), bias=False)  # DCGAN's first layer
@@ -212,7 +212,7 @@ class Generator(nn.Module):
         x = self.code(codes)
         if numbers is not None:                                              # of an augmented frame (M, 4)
             x = x + self.augmentation(numbers)
-        x = x.view(len(codes), 4, 4, -1)                                     # (M, 4, 4, 8w), channels last
+        x = x.view(len(codes), 4, 4, -1)                                     # (M, 4, 4, c), channels last
         if self.labels:
             one_hot = F.one_hot(label, self.labels).to(codes.dtype)
             x = torch.cat([x, self.label(one_hot).view(len(codes), 4, 4, -1)], 3)
@@ -264,18 +264,19 @@ def objective(model, s, batch, z_s, r, row_of_clip):
 
     # Eq. 6's gradient, summed over clips: a clip's does not depend on how many share the step.
     if l_triplet.requires_grad:
-        torch.autograd.backward([v_hat, s.lambda_t * l_triplet.sum()], [dl_dv, None])  # a new term: here
+        torch.autograd.backward([v_hat, s.lambda_t * l_triplet.sum()], [dl_dv, None])  # a new term: here,
     else:  # stage 1, of G alone
         v_hat.backward(dl_dv)
     l_triplet = l_triplet.detach().mean()
-    loss = (frame_loss * weight).sum() / B + s.lambda_t * l_triplet          # Eq. 6, for the log: and here
+    loss = (frame_loss * weight).sum() / B + s.lambda_t * l_triplet          # and here, for the log
     return v_hat.detach(), frame_loss, torch.stack([loss, frame_loss.mean(), l_triplet])
 
 # ---- training (Sec. 3.1, Eq. 3) ----------------------------------------------------------------------------
 def rows_for_R(transient_ids, rows, host_may_wait):
-    """Rows of z_t for R to run on, if possible each once; and which of these is the row of each clip [B]."""
+    """Rows of z_t that R runs on, and each clip's place among them [B]: the clips' rows, each once. A GPU's
+    host should not wait for their number: all rows, or one for each clip where rows are more than clips."""
     B = len(transient_ids)
-    if host_may_wait:  # as a GPU's host should not
+    if host_may_wait:
         return transient_ids.unique(return_inverse=True)
     arange = torch.arange(min(rows, B), device=transient_ids.device)
     return (arange, transient_ids) if rows <= B else (transient_ids, arange)
@@ -332,7 +333,10 @@ class Trainer:
             self.model.G.train(norms_learn)
             if self.captured:
                 self.captured.drop()
-        v, v_hat, losses = (self.captured or self.update)(*self.batches.choose())
+        try:
+            v, v_hat, losses = (self.captured or self.update)(*self.batches.choose())
+        except torch.linalg.LinAlgError:  # --rank: what is not finite has no eigenvectors
+            raise diverged(self.steps_done + 1, s) from None
         if fast and self.steps_done % Muon.EVERY == 0:
             self.optimisers_G[1].refresh()
         self.steps_done += 1
@@ -364,7 +368,7 @@ class Trainer:
                 optimiser.step()
         self.optimiser_R.step()
         m.z_s.update(static_ids, z_s.grad, self.lr_Z)
-        first = (row_of_clip[:, None] == row_of_clip).tril(-1).logical_not().all(1)  # a row counts once
+        first = (row_of_clip[:, None] == row_of_clip).tril(-1).logical_not().all(1)  # z_t.grad is a row's sum
         m.z_t.update(transient_ids, z_t.grad[row_of_clip] * first[:, None, None], self.lr_Z)
         # ---- END: the training step ----
         self.batches.learn(clips, frame_loss)
@@ -513,7 +517,7 @@ def choose_settings(args, clips, device):
         values.update(width=64, batch=128)
     asked = {f.name: getattr(args, f.name) for f in fields(Settings)}
     s = Settings(**values | {name: value for name, value in asked.items() if value is not None})
-    most = N if device.type == "cpu" else -(-N // 2)  # else no clip could come more often than another
+    most = N if device.type == "cpu" else -(-N // 2)  # of few clips half, so that hard ones come more often
     if s.batch > most:  # fewer clips than a step takes: more frames of each, about as many in all
         if args.per_clip is None:
             s.per_clip = min(s.per_clip * round(s.batch / most), all_L // s.every)
@@ -532,7 +536,7 @@ def choose_settings(args, clips, device):
         (s.per_clip > L, f"--per-clip {s.per_clip}: at most {L}, or 0 for all frames of a clip"),
         (H != W or H not in data_prep.SIDES, f"frames of {H} x {W}: G makes squares of {data_prep.SIDES} "
                                              "pixels; prepare clips with data_prep.py --size 64"),
-        (H < 2 ** s.levels, f"--levels {s.levels}: frames of {H} pixels have {int(math.log2(H))} at most"),
+        (s.levels > math.log2(H), f"--levels {s.levels}: at most {int(math.log2(H))} for {H} pixels"),
         (s.rank > min(L, s.D_t), f"--rank {s.rank}: at most {min(L, s.D_t)} for codes of {L} x {s.D_t}"),
         (s.batch % WORLD or N < WORLD, f"--batch {s.batch}: as many for each of {WORLD} processes"),
     ):
@@ -601,7 +605,7 @@ def load_run(args):
 def clips_of_run(args, s, data):
     """All Clips that a run was given: of --dataset, or where they lay then. Raises DataError."""
     name = args.dataset or data["path"] or data["dataset"]
-    drawn = not (args.dataset or data["path"])
+    drawn = not data["path"] and args.dataset in (None, data["dataset"])
     if not drawn and not data_prep.data_path(name).is_file():
         raise DataError(f"{args.run}: its clips are not at {data_prep.data_path(name).resolve()}; --dataset "
                         "PATH.npz says where they are")
@@ -628,21 +632,21 @@ def spread(n, k):
     return [round(j) for j in np.linspace(0, n - 1, min(k, n))]
 
 # ---- what was kept from training (Sec. 4.3, 4.4) -----------------------------------------------------------
-def measure_exchange(model, train_set, held_out):
+def measure_exchange(model, s, train_set, held_out):
     """Table 3 and Fig. 6 as numbers: dB of pairs kept from training, and of two baselines that need no model.
 
     nearest: the person's training clip that is closest to the truth, as good as a copy can be. additive: the
     person's mean clip + the action's mean clip - the mean clip, pixel by pixel."""
-    real = torch.from_numpy(held_out.videos)
+    real = torch.from_numpy(held_out.videos[:, ::s.every])
     clips = torch.from_numpy(train_set.videos).float()
-    dB = [psnr(videos(model, held_out.static_id, held_out.transient_id).cpu(), real), [], []]
+    made = videos(model, held_out.static_id, held_out.transient_id).cpu()
+    found = dict(exchange_psnr=psnr(made, real), exchange_nearest_psnr=[], exchange_additive_psnr=[])
     for truth, i, k in zip(real, held_out.static_id, held_out.transient_id):
         same_person = clips[train_set.static_id == i]
         additive = same_person.mean(0) + clips[train_set.transient_id == k].mean(0) - clips.mean(0)
-        dB[1].append(psnr(same_person, truth.expand_as(same_person)).max())
-        dB[2].append(psnr(additive.clamp(0, 255)[None], truth[None]))
-    names = ("exchange_psnr", "exchange_nearest_psnr", "exchange_additive_psnr")
-    return {name: torch.as_tensor(each).mean().item() for name, each in zip(names, dB)}
+        found["exchange_nearest_psnr"].append(psnr(same_person, truth.expand_as(same_person)).max())
+        found["exchange_additive_psnr"].append(psnr(additive.clamp(0, 255)[None], truth[None]))
+    return {name: torch.as_tensor(dB).mean().item() for name, dB in found.items()}
 
 def find_codes(model, s, clips, steps=300, lr=0.02):
     """Codes of clips never trained on, uint8 [K, L, H, W, 3] -> z_s [K, D_s], z_t [K, L, D_t], label [K].
@@ -658,18 +662,15 @@ def find_codes(model, s, clips, steps=300, lr=0.02):
     v = clips.flatten(0, 1).permute(0, 3, 1, 2)
     weight = torch.full((len(v),), 1 / clips.shape[1], device=clips.device)
     adam = torch.optim.Adam([z_s, z_t])
-    model.requires_grad_(False)
     for step in range(steps):
         adam.param_groups[0]["lr"] = lr * schedule(step, steps)
         v_hat = model.render(z_s, model.R(z_t), label)
         _, dl_dv = laplacian_l1_with_grad(v_hat, v, weight, s.levels)
-        adam.zero_grad()
-        v_hat.backward(dl_dv)
+        z_s.grad, z_t.grad = torch.autograd.grad(v_hat, (z_s, z_t), dl_dv)
         adam.step()
         with torch.no_grad():
             z_s.copy_(model.z_s.project(z_s))
             z_t.copy_(model.z_t.project(z_t))
-    model.requires_grad_(True)
     return z_s.detach(), z_t.detach(), label
 
 def measure_encoding(model, s, train_set, held_out):
@@ -730,15 +731,15 @@ def take_up(out, trainer, data):
     for name, value in asdict(s).items():
         was = getattr(before, name)
         if value != was and (name != "steps" or value < was):
-            raise DataError(f"{where} {name} {was}, now it is {value}: repeat the first command, with "
-                            f"{option(name)} {was}, or train into another --out")
+            raise DataError(f"{where} {name} {was}, now it is {value}: repeat the first command, or train "
+                            "into another --out")
     if len(set(from_all(kept["steps_done"]))) > 1:
         raise DataError("--resume: the processes found different checkpoints; --out is one folder for all")
     try:
         goes_on = trainer.restore(kept)
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         raise DataError(f"{out}/checkpoint.pt: of another shape ({printable(error, 120)})") from None
-    if s.steps > before.steps:
+    if s.steps > before.steps and s.recipe == "fast":
         say(f"{before.steps} steps become {s.steps}: from step {trainer.steps_done} on, rates are of so many")
     if not goes_on:
         say(f"the checkpoint was made by {len(kept['batches'])} processes on {had['trained_on']['device']}: "
@@ -774,26 +775,23 @@ def train(args):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: came.append(number))
     first_step = trainer.steps_done
-    warm = first_step + WARM_UP
     seconds_before = log[-1][1] if log else 0.0
     began = saved = time.perf_counter()
     look_every = max(1, min(25, s.steps // 20))
     losses = []
     stop = 0
     while trainer.steps_done < s.steps and not stop:
-        try:
-            v, v_hat, loss = trainer.step()
-        except torch.linalg.LinAlgError:  # --rank: what is not finite has no eigenvectors
-            raise diverged(trainer.steps_done + 1, s) from None
+        v, v_hat, loss = trainer.step()
         # All below is looking, not learning. Processes look together; the host waits only here.
         losses.append(loss)
         step = trainer.steps_done
-        if step == warm and look_every > WARM_UP:  # from here on, seconds count
+        look = step % look_every == 0 or step == s.steps or WORLD == 1 and came
+        if len(losses) == WARM_UP == step - first_step and not look:  # from here on, seconds count
             if device.type == "cuda":
                 torch.cuda.synchronize()
             say(f"warm-up: {time.perf_counter() - began:.1f} s for {WARM_UP} steps, not counted below")
             first_step, began = step, time.perf_counter()
-        if step % look_every and step < s.steps and (WORLD > 1 or not came):
+        if not look:
             continue
         values = torch.stack(losses)                                         # (steps since the last look, 3)
         losses = []
@@ -806,9 +804,9 @@ def train(args):
         rate = (step - first_step) / passed
         dB = psnr(to_bytes(v_hat)[None], v.permute(0, 2, 3, 1)[None]).item()
         log.append([step, seconds_before + passed, *values.mean(0).tolist(), dB, rate * frames])
-        left = (s.steps - step) / rate
+        left = round((s.steps - step) / rate)
         say(f"step {step:{len(str(s.steps))}}/{s.steps}  loss {log[-1][2]:.4f}  {dB:5.2f} dB  "
-            f"{rate * frames:6.0f} frames/s  {log[-1][1]:5.0f} s  ETA {left // 60:.0f}:{left % 60:02.0f}")
+            f"{rate * frames:6.0f} frames/s  {log[-1][1]:5.0f} s  ETA {left // 60}:{left % 60:02}")
         late = time.perf_counter() - saved >= args.checkpoint_every
         stop, late = map(max, zip(*from_all((came[0] if came else 0, late))))
         if late or stop or step == s.steps:
@@ -845,7 +843,7 @@ def report(args, everything, vgg16):
     dB = psnr(generated, real)
     more = dict(exchange_psnr=None)
     if s.hold_out:
-        more.update(measure_exchange(model, clips, held_out))
+        more.update(measure_exchange(model, s, clips, held_out))
     if s.hold_out_clips:
         more.update(measure_encoding(model, s, clips, held_out))
     if s.every > 1:
@@ -899,8 +897,7 @@ def sample(args):
     s, data, model, _, out = load_run(args)
     rng = torch.Generator().manual_seed(args.seed or 0)
     codes = model.z_s.z.cpu().double()
-    i = torch.randint(len(codes), (args.count,), generator=rng)
-    k = torch.randint(len(model.z_t.z), (args.count,), generator=rng).to(model.z_t.z.device)
+    i, k = (torch.randint(len(d.z), (args.count,), generator=rng) for d in (model.z_s, model.z_t))
     z_s = codes[i]
     if args.prior == "gaussian":
         if len(codes) < 2:
@@ -909,13 +906,13 @@ def sample(args):
         normal = torch.randn(args.count, len(variances), generator=rng, dtype=codes.dtype)
         normal[:, :-max(1, len(codes) // 8)] = 0  # its longest axes, one for 8 codes: more tear chairs
         z_s = unit_ball(codes.mean(0) + normal * variances.clamp(min=0).sqrt() @ axes.T)
-    clips = videos_of(model, z_s.to(model.z_s.z), model.z_t.z[k], k).cpu()
+    clips = videos_of(model, z_s.to(model.z_s.z), model.z_t.z[k], k.to(model.z_t.z.device)).cpu()
     rows = clips
     labels = [f"{data['static_names'][a]} {data['transient_names'][b]}"[:20] for a, b in zip(i, k)]
     if args.prior == "gaussian":  # beside the nearest real clip: none should be its copy
         train_set, fresh = keep_from_training(clips_of_run(args, s, data), s)
         if data["dataset"] == "chair" and not data["path"] and not fresh:
-            fresh = data_prep.draw_chairs(args.count, data["frames"], data["size"], seed=1)
+            fresh = data_prep.draw_chairs(args.count, data["frames"] * s.every, data["size"], seed=1)
         real = torch.from_numpy(train_set.videos)
         index, distance = nearest(clips, real)
         say(f"new clips: {distance.mean():.3f} from the nearest training clip (rms on [0, 1]; 0 were a copy)")
@@ -951,7 +948,7 @@ def interpolate(args):
     _, data, model, _, out = load_run(args)
     L = data["frames"]
     a, b = args.frames
-    if args.clip >= data["clips"] or not 1 <= a < b <= L:
+    if args.clip >= data["clips"] or not (args.fps_factor or 1 <= a < b <= L):
         raise DataError(f"--clip is 0 to {data['clips'] - 1} here, --frames two in order of 1 to {L}")
     ends, K = [(a - 1, b - 1)], args.between
     if args.fps_factor:
@@ -999,11 +996,9 @@ ABLATION = {  # Tables 2 and 4, chairs: the paper's MCS and FCS, what a row chan
 def ablation_table(title, seeds, ours):
     """ours {"-Z, seed 0": measures.scores, ...}, of rows that are done -> markdown, mean +- spread."""
     def cell(name, key):
-        values = [ours.get(f"{name}, seed {seed}", {}).get(key) for seed in seeds]
-        values = [value for value in values if value is not None]
+        values = [x for seed in seeds if (x := ours.get(f"{name}, seed {seed}", {}).get(key)) is not None]
         spread = f" +- {np.std(values):.3f}" if len(values) > 1 else ""
         return f"{np.mean(values):.3f}{spread}" if values else "-"
-
     lines = [f"{title}, {len(seeds)} seed(s); real FCS {next(iter(ours.values()))['fcs_bound']:.3f}", "",
              "| | MCS, paper (chairs) | MCS, ours | FCS, paper (chairs) | FCS, ours | MCS_t | PSNR |",
              "|---|---|---|---|---|---|---|"]
@@ -1020,8 +1015,9 @@ def ablate(args):
     count = args.generated_clips
     seeds = range(base.seed, base.seed + args.seeds)
     out = Path(args.out or f"runs/ablation-{Path(args.dataset).stem}")
-    table = dict(settings=asdict(base), clips=clips.fingerprint, generated_clips=count, vgg16=args.vgg16,
-                 source=clips.source, standin=clips.standin, device=str(device), torch=str(torch.__version__))
+    table = dict(settings=asdict(base), clips=clips.fingerprint, generated_clips=count,
+                 vgg16=args.vgg16 or vgg16[1], source=clips.source, standin=clips.standin,
+                 device=str(device), torch=str(torch.__version__))
     try:
         before = json.loads((out / "ablation.json").read_text())
     except (OSError, ValueError):
@@ -1077,12 +1073,12 @@ def bench(args):
         timer = Timer("call()", globals=dict(call=call), num_threads=torch.get_num_threads())
         return 1000 * timer.blocked_autorange(min_run_time=4).median
 
+    bare = milliseconds(generator)  # first: the paper recipe's step leaves G frozen
     whole = milliseconds(trainer.step)
-    bare = milliseconds(generator)
     with profile() as found:
         for _ in range(Muon.EVERY):
             trainer.step()
-    key = f"{device.type}_time_total"
+    key = f"{'cuda' if device.type == 'cuda' else 'cpu'}_time_total"
     say(found.key_averages().table(sort_by=key, row_limit=20, max_name_column_width=40))
     say(f"{device}, {s.precision} ({why}); {s.batch} clips x {trainer.batches.F} frames a step, width "
         f"{s.width}; a step {whole:.2f} ms, the bare generator's forward and backward {bare:.2f} ms")
@@ -1104,7 +1100,7 @@ def number(kind, least):
     """An argparse type: an int or float, finite and not less than `least`."""
     def read(text):
         value = kind(text)
-        if not least <= value < (2 ** 63 if kind is int else math.inf):
+        if not least <= value < (2 ** 63 if kind is int else 3e38):
             raise argparse.ArgumentTypeError(f"{text}: a finite number of at least {least} is needed")
         return value
     read.__name__ = kind.__name__
@@ -1144,7 +1140,8 @@ def parse(argv):
             kind = dict(type=number(f.type, f.metadata["least"]), metavar="N" if f.type is int else "X")
         add(option(f.name), help=f"{f.metadata['help']} (default: {f.default})", **kind)
     belongs["seed"] += ", sample"
-    belongs.update(hold_out="train", hold_out_clips="train", every="train")
+    belongs.update(hold_out="train", hold_out_clips="train", every="train", vgg16="train, evaluate, ablate",
+                   dataset="train, evaluate, sample, ablate, bench")
     add = group("train")
     add("--resume", action="store_true", help="go on in --out; with more --steps, beyond the end")
     add("--checkpoint-every", type=number(float, 0), default=20, metavar="SECONDS", help="(default: 20)")
@@ -1185,12 +1182,15 @@ def main(argv=None):
             complain(error)
     except OSError as error:
         complain(f"{error.filename or 'a file'}: {error.strerror or error}; check path, permissions, space")
-    except RuntimeError as error:
-        if WORLD == 1:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "allocate" in str(error):
+            complain("not enough memory: a smaller --width, --batch, --clips or --count may fit")
+        elif WORLD == 1:
             raise
-        complain(f"process {RANK} of {WORLD} stops, most likely since another one is gone; start all of them "
-                 f"again with --resume ({printable(error, 120)})")
-        os._exit(2)  # the usual way out, through broken connections, may end in an abort
+        else:
+            complain(f"process {RANK} of {WORLD} stops, most likely since another one is gone; start all of "
+                     f"them again with --resume ({printable(error, 120)})")
+            os._exit(2)  # the usual way out, through broken connections, may end in an abort
     except KeyboardInterrupt:
         complain("interrupted")
         return 130

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from kernels import laplacian, laplacian_l1, laplacian_l1_with_grad, triplet, triplet_margin
+from kernels import backend, laplacian, laplacian_l1, laplacian_l1_with_grad, triplet, triplet_margin
 
 # ---- compiling ---------------------------------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ def time_all(device):
             torch.compiler.reset()  # a new shape: after a few of them torch.compile would give up
             yield "torch.compile", torch.compile(plain, dynamic=False)
 
-    ours = "triton" if cuda and laplacian.triton else "this torch path"
+    ours = "triton" if cuda and backend(device) == "triton" else "this torch path"
     dtype = torch.bfloat16 if cuda else torch.float32
     for n in (16, 256, 4096) if cuda else (16, 128):
         shape = f"{n} x 3 x 64 x 64"
