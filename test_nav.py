@@ -752,7 +752,7 @@ def test_what_ends_a_run_keeps_its_checkpoint_and_those_of_something_else_are_re
         assert "not finite at step" in refused(*toy, "--steps", 40, "--out", "wild", *wild)
     path.write_bytes(whole)
     line = refused(*again, "--width", 8)
-    assert "width 4, now it is 8" in line and "--width 4" in line
+    assert "width 4, now it is 8" in line
     evil = type("Evil", (), dict(__reduce__=lambda self: (os.mkdir, ("evil",))))()
     state = checkpoint("run")
     model = state["model"] | {"z_s.z": state["model"]["z_s.z"][:2]}
