@@ -915,7 +915,7 @@ def run(options):
     if options.command == "draw" and options.what == "weizmann" and options.clips:
         raise DataError("--clips: draw weizmann draws its whole grid of 90 clips; leave it out")
     if (options.clips or 90 * (options.command == "draw")) * options.frames * options.size**2 * 3 > MAX_SET:
-        raise DataError(f"{options.clips or 'so many'} clips of that --size and --frames pass {MAX_SET >> 30} GiB")
+        raise DataError(f"{options.clips or 'so many'} clips of that size pass {MAX_SET >> 30} GiB")
     if options.size not in SIDES or options.frames < MIN_FRAMES:
         print(f"note: nav.py trains on sides of {', '.join(map(str, SIDES))} and {MIN_FRAMES} frames or more")
     out = Path(options.out, f"{name}.npz")
