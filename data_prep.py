@@ -395,8 +395,9 @@ def video_frames(file):
                     shown += 1
         except av.FFmpegError:
             promised = max(promised, held + 1)
-        if shown and not promised and container.duration:  # by time; sound may run on
-            promised = int(0.95 * held * container.duration / av.time_base / (now - begin + 1 / rate))
+        if shown and not promised:  # by time: the pictures' own, or the file's, where sound may run on
+            lasts = stream.duration and stream.duration * stream.time_base or (container.duration or 0) / 1e6
+            promised = int(0.95 * held * float(lasts) / (now - begin + 1 / rate))
         if held < promised:
             raise DataError(f"promises {promised} frames, holds {held}: cut short? fetch it again")
         if shown:
@@ -937,8 +938,7 @@ def run(options):
 def main(arguments=None):
     """The command line -> exit status: 0, 2 after an error of one line, 130 where it was interrupted."""
     try:
-        run(parse(arguments))
-        return 0
+        return run(parse(arguments)) or 0
     except (DataError, OSError) as error:
         print(f"data_prep.py: {printable(error, 500)}", file=sys.stderr)
         return 2
