@@ -484,7 +484,7 @@ def videos(model, static_id, transient_id):
 
 # ---- what is asked for: device, settings, clips ------------------------------------------------------------
 def choose_device(name):
-    """auto, cpu, cuda or mps -> torch.device. Raises DataError, also for what NAV_KERNELS asks in vain."""
+    """auto, cpu, cuda or mps -> torch.device. Raises DataError, RuntimeError for a vain NAV_KERNELS."""
     mps = torch.backends.mps.is_available() and WORLD == 1
     there = dict(cuda=torch.cuda.is_available(), mps=mps, cpu=True)
     name = next(filter(there.get, there)) if name == "auto" else name
@@ -494,10 +494,7 @@ def choose_device(name):
         if LOCAL_RANK >= torch.cuda.device_count():
             raise DataError(f"{torch.cuda.device_count()} GPUs: fewer --nproc_per_node, or --device cpu")
         torch.cuda.set_device(LOCAL_RANK)
-    try:
-        backend(name)
-    except RuntimeError as error:
-        raise DataError(str(error)) from None
+    backend(name)
     return torch.device(name)
 
 def choose_settings(args, clips, device):
@@ -1185,6 +1182,8 @@ def main(argv=None):
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "allocate" in str(error):
             complain("not enough memory: a smaller --width, --batch, --clips or --count may fit")
+        elif "NAV_KERNELS" in str(error):
+            complain(error)
         elif WORLD == 1:
             raise
         else:

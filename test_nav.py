@@ -494,9 +494,8 @@ def test_psnr_fcs_and_mcs_by_hand(vgg16):
     a, b = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 4, 16, 16, 3), np.uint8))
     assert measures.psnr(a, b).tolist() == pytest.approx([dB(x, y.numpy()) for x, y in zip(a, b)], abs=1e-4)
     assert measures.psnr(a, a).tolist() == [100.0] * 3
-    unit = measures.unit_frames(a)
-    first_and_all = [measures.ssim(clip[:1], frame[None]).item() for clip in unit for frame in clip]
-    assert measures.fcs(a) == pytest.approx(np.mean(first_and_all), abs=1e-5)
+    ssims = [measures.ssim(clip[:1], v[None]).item() for clip in measures.unit_frames(a) for v in clip]
+    assert measures.fcs(a) == pytest.approx(np.mean(ssims), abs=1e-5)
     with mock.patch.object(measures, "ssim", lambda x, y: calls.append(len(x)) or x.mean((1, 2, 3))):
         calls = []
         measures.fcs(a.repeat(7, 1, 1, 1, 1))  # 21 clips: not one by one, which a GPU would wait for
@@ -522,8 +521,7 @@ def test_what_each_score_sees(vgg16):
     found = {name: measures.scores(clips, real, phi, None) for name, clips in sets.items()}
     assert found["frozen"]["fcs"] == pytest.approx(1, abs=1e-6) and found["one"]["distinct_nearest"] == 1
     assert found["noise"]["mcs"] < found["near"]["mcs"] and found["near"]["distinct_nearest"] == 4
-    worse = [found[name]["mcs_t"] for name in ("frozen", "noise", "shuffled", "one")]
-    assert found["near"]["mcs_t"] < min(worse)
+    assert found["near"]["mcs_t"] < min(found[name]["mcs_t"] for name in "frozen noise shuffled one".split())
 
 # ---- nav: what is asked for --------------------------------------------------------------------------------
 def chosen(options="", N=5, device="cpu"):
@@ -619,6 +617,9 @@ def test_bad_files_options_and_runs_are_refused_in_one_line(toy, grid_run, monke
     monkeypatch.setenv("NAV_KERNELS", "tritn")
     assert "NAV_KERNELS" in refused(*toy, "--out", "run")
     assert torch.cuda.is_available() or "cuda" in refused("--device", "cuda")
+    monkeypatch.setenv("NAV_KERNELS", "triton")
+    with mock.patch.multiple(kernels, _HAS_TRITON=True, _INTERPRETED=True):
+        assert "but laplacian_l1: 2 levels" in refused(*toy, "--levels", 2, "--out", "two")
     assert Path("file").read_text() == "kept" and not Path("run").exists()
 
 # ---- nav: runs, as a user makes them -----------------------------------------------------------------------
@@ -726,8 +727,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_more_steps_go_on_from_it(toy):
     with ctrl_c(12):
         status, _, errors = run(*options, 30)
     assert status == 130 and errors.count("\n") == 1 and "stopped at step 13 of 30" in errors
-    line = refused(*options, 20, "--resume")
-    assert "steps 30, now it is 20" in line
+    assert "steps 30, now it is 20" in refused(*options, 20, "--resume")
     good(*options, 30, "--resume")
     before = learned("run")
     assert "30 steps become 40: from step 30 on, rates" in good(*options, 40, "--resume")
@@ -751,8 +751,7 @@ def test_what_ends_a_run_keeps_its_checkpoint_and_those_of_something_else_are_re
     for wild in (["--lr-G", "1e38"], ["--rank", "2", "--lr-Z", "1e38"]):
         assert "not finite at step" in refused(*toy, "--steps", 40, "--out", "wild", *wild)
     path.write_bytes(whole)
-    line = refused(*again, "--width", 8)
-    assert "width 4, now it is 8" in line
+    assert "width 4, now it is 8" in refused(*again, "--width", 8)
     evil = type("Evil", (), dict(__reduce__=lambda self: (os.mkdir, ("evil",))))()
     state = checkpoint("run")
     model = state["model"] | {"z_s.z": state["model"]["z_s.z"][:2]}
@@ -920,10 +919,9 @@ def test_exchange_interpolation_and_rank_in_a_run(grid_run):
         additive = np.clip(person.mean(0) + action.mean(0) - seen.videos.mean(0), 0, 255)
         expected.append([max(dB(truth, v) for v in person), dB(truth, additive)])
     baselines = [metrics[f"exchange_{name}_psnr"] for name in ("nearest", "additive")]
-    assert baselines == pytest.approx(np.mean(expected, 0), abs=1e-3)
+    assert baselines == pytest.approx(np.mean(expected, 0), abs=1e-3) and metrics["videos"] == 6
     ours = nav.videos(model, unseen.static_id, unseen.transient_id).numpy()
     assert metrics["exchange_psnr"] == pytest.approx(np.mean([*map(dB, ours, unseen.videos)]), abs=1e-3)
-    assert metrics["videos"] == 6
     assert (torch.linalg.svdvals(checkpoint(folder)["model"]["z_t.z"])[:, 2:] < 1e-5).all()
     assert "3 of them unseen" in good("exchange", "--run", folder, "--device", "cpu")
     sheet = np.asarray(Image.open(folder / "exchange.png").convert("RGB"))
@@ -973,8 +971,7 @@ def test_clips_and_frames_kept_from_training_are_measured(toy):
     good(*toy, "--dataset", "grid.npz", "--steps", 4, "--every", 2, "--hold-out", 2, "--out", "both")
     assert read("both/metrics.json")["exchange_nearest_psnr"] > 0
     good(*"--clips 2 --every 2 --steps 1 --width 4 --device cpu --out drawn".split())
-    said = good("sample", "--run", "drawn", "--prior", "gaussian", "--count", 2, "--device", "cpu")
-    assert "that training never saw" in said
+    assert "training never saw" in good(*"sample --run drawn --prior gaussian --count 2 --device cpu".split())
 
 def test_ablation_goes_on_with_the_row_that_was_not_done(toy, vgg16, monkeypatch):
     ablate = ["ablate", *toy[:-2], "--steps", 2, "--generated-clips", 3, "--vgg16", vgg16, "--out", "out"]
@@ -1173,8 +1170,7 @@ def test_what_runs_and_why(monkeypatch, capsys):
         with pytest.raises(RuntimeError, match="NAV_KERNELS=triton, but"):
             loss(*args)
     monkeypatch.delenv("NAV_KERNELS")
-    for _ in range(2):
-        assert not kernels.use_triton("a", torch.device("cuda"), "2 levels")
+    assert not any(kernels.use_triton("a", torch.device("cuda"), "2 levels") for _ in range(2))
     assert capsys.readouterr().err.count("2 levels") == 1
     monkeypatch.setattr(kernels, "_INTERPRETED", False)
     monkeypatch.delenv("CC", raising=False)
@@ -1331,13 +1327,17 @@ def write_moving(path, video, **options):
     first, *rest = map(Image.fromarray, video)
     first.save(path, save_all=True, append_images=rest, **options)
 
-def write_video(path, video, codec="rawvideo", times=None):
+def write_video(path, video, codec="rawvideo", times=None, sound=0):
     """uint8 [T, H, W, 3] as a video of 10 frames a second; times: a frame's moment in tenths of a second."""
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10, options={"crf": "1"} if codec == "libx264" else {})
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "bgr24" if codec == "rawvideo" else "yuv420p"
+        if sound:  # seconds, of which the pictures may know nothing
+            frame = av.AudioFrame(format="s16", layout="mono", samples=8000 * sound)
+            frame.sample_rate = 8000
+            container.mux(container.add_stream("pcm_s16le", rate=8000).encode(frame))
         for t, picture in enumerate(video):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = t if times is None else times[t]
@@ -1404,6 +1404,7 @@ def test_clips_by_time_upright_and_whole():
     at = data.index(b"tkhd") + 44
     turned[at : at + 36] = np.array([0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30], ">i4").tobytes()
     assert np.array_equal(data_prep.read_clip(bytes(turned)), np.rot90(plain, -1, (1, 2)))
+    assert len(data_prep.read_clip(write_video("longer.mov", video, "libx264", sound=4))) == 20
     for suffix, codec in (("avi", "rawvideo"), ("mkv", "libx264"), ("webm", "libvpx")):
         whole = write_video(f"b.{suffix}", film(8, 60, 48, 32), codec)
         assert len(data_prep.read_clip(whole)) == 60
@@ -1430,8 +1431,7 @@ def test_folder_says_what_a_path_looks_like(tmp_path):
             orientation[0x112] = 6 if place == "turned/clip" else 1  # to be turned by 90 degrees
             image = Image.fromarray(frame[:, : 40 if (place, t) == ("sizes/clip", 5) else 48])
             image.save(f"{place}/_{t}.jpg", exif=orientation, quality=95)
-    turned = data_prep.read_clip("turned/clip")
-    assert np.abs(turned - np.rot90(video, -1, (1, 2)).astype(int)).mean() < 8
+    assert np.abs(data_prep.read_clip("turned/clip") - np.rot90(video, -1, (1, 2)).astype(int)).mean() < 8
     data_prep.write_gif(video, "one.gif")
     Path("one.zip").write_bytes(Path("one.gif").read_bytes())
     for path, text in (("one.gif", "one clip"), ("frames", f"folder {str(tmp_path)[:20]}"),
