@@ -1,6 +1,6 @@
 """What is ours and not the paper's: the fast recipe's rates, first codes, Muon; the augmentation; malloc.
 
-Objective, codes and networks of the fast recipe are the paper's (nav.py)."""
+Objective and R of the fast recipe are the paper's (nav.py)."""
 import ctypes
 import math
 import sys

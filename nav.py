@@ -9,7 +9,8 @@
 There is no encoder and no discriminator: the codes of a video are parameters. One static code z_s says what a
 clip shows, L transient codes z_t say how it moves; a GRU R correlates the transient ones, a DCGAN generator G
 makes frame i of [z_s ; r_i], and Eq. 6 fits codes, R and G together. Letters and section numbers are the
-paper's: N clips of L frames of H x W, B clips in a step and F frames of each, codes of D_s and D_t numbers.
+paper's. N clips of L frames of H x W, B clips in a step and F frames of each, codes of D_s and D_t numbers;
+i and k in code: rows of z_s and of z_t.
 """
 import argparse
 import io
@@ -67,16 +68,16 @@ class Settings:
     layout: str = setting("file", "which clips share codes; file: as prepared",
                           choices=("file", "static", "grid", "both", "transient"))
     steps: int = setting(2650, "updates; a grid 3000, many clips more; paper: Table 6's for every clip", 1)
-    batch: int = setting(32, "clips in a step; on a GPU 128; paper 1", 1)
+    batch: int = setting(32, "most clips in a step; on a GPU 128; paper 1", 1)
     per_clip: int = setting(1, "random frames of each clip in a step; 0 and paper: all", 0)
     width: int = setting(32, "channels of the generator before its last layer; fast, on a GPU 64", 1)
     conditional: bool = setting(False, "G takes the transient row as a label; paper, a grid: yes")
     recurrent: bool = setting(True, "--no-recurrent: without R, every frame has a free code of its own")
-    hold_out: int = setting(0, "cells of a grid to keep from training", 0)
-    hold_out_clips: int = setting(0, "clips to keep from training, the last ones", 0)
-    every: int = setting(1, "train on every K-th frame", 1)
-    window: str = setting("first", "L frames of a longer clip; random: others in each step; aligned, and "
-                                   "fast on a grid: those in which people move alike",
+    hold_out: int = setting(0, "train: cells of a grid to keep from it", 0)
+    hold_out_clips: int = setting(0, "train: clips to keep from it, the last ones", 0)
+    every: int = setting(1, "train: on every K-th frame", 1)
+    window: str = setting("first", "L frames of a longer clip; random: others in each step; aligned (fast on "
+                                   "a grid): those in which people move alike",
                           choices=("first", "random", "aligned"))
     augment: bool = setting(False, "shift and recolour frames, tell G so; fast, a grid with --hold-out: yes")
     decay: float = setting(0.0, "weight decay of G's matrices, times lr_G; fast, a grid 2.5", 0)
@@ -118,7 +119,7 @@ def low_rank(z, rho):
     return u @ (u.mT @ z)
 
 class Dictionary(nn.Module):
-    """Z_V of Eq. 1: codes z [rows, D_s] or [rows, L, D_t], each row with an optimiser state of its own.
+    """z_s or z_t of Eq. 2, all clips': z [rows, D_s] or [rows, L, D_t], an optimiser state for each row.
 
     Rows are read and written one by one: a step costs the same with 64 clips and 20,000. The optimiser is the
     paper's SGD with momentum 0.9 (`momentum`), or Adam with moments and a step count for each row."""
@@ -155,7 +156,7 @@ class Dictionary(nn.Module):
             ids, grad = sum_shared_rows(ids, grad, len(self.z))
         same = ids[:, None] == ids                                           # (B, B)
         g = (same.to(grad.dtype) @ grad.flatten(1)).view_as(grad)            # the sum over a clip's row
-        g = g[same.byte().argmax(1)]                                         # of its first clip: equal bits
+        g = g[same.byte().argmax(1)]                                         # the same bits in all of them
         if self.momentum:
             self.m[ids] = 0.9 * self.m[ids] + g
             step = self.m[ids]
@@ -233,7 +234,7 @@ class Model(nn.Module):
 
     @record_function("nav: G")
     def render(self, z_s, r, label, numbers=None):
-        """Eq. 2, after R: G([z_s ; r_i]), z_s [B, D_s], r [B, T, D_t], label [B] -> [B*T, 3, H, W]."""
+        """G of Eq. 2 with r for z_t: z_s [B, D_s], r [B, T, D_t], label [B] -> [B*T, 3, H, W]."""
         B, T, _ = r.shape
         codes = torch.cat([z_s[:, None].expand(B, T, -1), r], 2).flatten(0, 1)  # (B*T, D_s + D_t)
         with torch.autocast(r.device.type, torch.bfloat16, enabled=self.bf16):
@@ -264,7 +265,7 @@ def objective(model, s, batch, z_s, r, row_of_clip):
 
     # Eq. 6's gradient, summed over clips: a clip's does not depend on how many share the step.
     if l_triplet.requires_grad:
-        torch.autograd.backward([v_hat, s.lambda_t * l_triplet.sum()], [dl_dv, None])  # a new term: here,
+        torch.autograd.backward([v_hat, s.lambda_t * l_triplet.sum()], [dl_dv, None])  # add a new term here
     else:  # stage 1, of G alone
         v_hat.backward(dl_dv)
     l_triplet = l_triplet.detach().mean()
@@ -316,7 +317,7 @@ class Trainer:
                                 lr=rate(device=device if on_cuda else "cpu"), weight_decay=0.0)
         self.lr_Z = rate()
         self.steps_done = 0
-        use_graph = graph and on_cuda and WORLD == 1 and not s.rank          # eigh waits for the host
+        use_graph = graph and on_cuda and WORLD == 1 and not s.rank          # eigh makes the host wait
         self.captured = Captured(self.update, complain) if use_graph else None
 
     def step(self):
@@ -628,7 +629,7 @@ def spread(n, k):
     """k indices spread evenly over range(n), ends included."""
     return [round(j) for j in np.linspace(0, n - 1, min(k, n))]
 
-# ---- what was kept from training (Sec. 4.3, 4.4) -----------------------------------------------------------
+# ---- what was kept from training (Sec. 4.3) ----------------------------------------------------------------
 def measure_exchange(model, s, train_set, held_out):
     """Table 3 and Fig. 6 as numbers: dB of pairs kept from training, and of two baselines that need no model.
 
@@ -681,7 +682,7 @@ def measure_encoding(model, s, train_set, held_out):
 @torch.no_grad()
 def frames_between(model, pair, a, b, K):
     """Fig. 7: K frames between frames a and b (from 0) of the clip of a pair of dictionary rows, on the line
-    between what R makes of their codes -> uint8 [K + 2, H, W, 3] on the CPU, with both ends."""
+    between their outputs of R (the paper: z_t) -> uint8 [K + 2, H, W, 3] on the CPU, with both ends."""
     i, k = torch.as_tensor(pair, device=model.z_s.z.device)[:, None]
     model.G.eval()
     r = model.R(model.z_t.z[k])
@@ -901,7 +902,7 @@ def sample(args):
             raise DataError(f"--prior gaussian: {args.run} has one static code, a Gaussian needs two or more")
         variances, axes = torch.linalg.eigh(torch.cov(codes.T))              # ascending
         normal = torch.randn(args.count, len(variances), generator=rng, dtype=codes.dtype)
-        normal[:, :-max(1, len(codes) // 8)] = 0  # its longest axes, one for 8 codes: more tear chairs
+        normal[:, :-max(1, len(codes) // 8)] = 0  # keep one axis for 8 codes: more tear chairs
         z_s = unit_ball(codes.mean(0) + normal * variances.clamp(min=0).sqrt() @ axes.T)
     clips = videos_of(model, z_s.to(model.z_s.z), model.z_t.z[k], k.to(model.z_t.z.device)).cpu()
     rows = clips
@@ -980,7 +981,7 @@ def encode(args):
     say(f"PSNR {psnr(made, real).item():.2f} dB from {z_s.numel() + z_t.numel()} numbers (the clip has "
         f"{real.numel()}); see {path}")
 
-ABLATION = {  # Tables 2 and 4, chairs: the paper's MCS and FCS, what a row changes; -R is not in the paper
+ABLATION = {  # Table 4, chairs: the paper's MCS and FCS, what a row changes; -R is not in the paper
     "-Z": (3.96, 0.75, None),  # codes that nobody learned, for the G and R of +triplet +static
     "+Z": (3.32, 0.89, None),
     "-triplet -static": (3.83, 0.77, dict(lambda_t=0.0, lambda_s=0.0)),
@@ -1119,7 +1120,7 @@ def parse(argv):
         add = parser.add_argument_group(title or actions).add_argument
         return lambda *names, **kind: belongs.update({add(*names, **kind).dest: actions})
 
-    add = group(", ".join(ACTIONS), "every action")
+    add = group(", ".join(ACTIONS), "most actions")
     add("--dataset", help="chair, weizmann, golf, NAME for data/NAME.npz, or PATH.npz (default: chair)")
     add("--out", metavar="DIR", help="where to write (default: runs/NAME, or --run)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: cuda, mps or cpu")
