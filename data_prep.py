@@ -117,8 +117,7 @@ class Clips:
         return digest.hexdigest()
 
     def __str__(self):
-        N, L, H, W = self.videos.shape[:4]
-        return f"{N} clips x {L} frames x {H} x {W}, {self.source}"
+        return "{} clips x {} frames x {} x {}, {}".format(*self.videos.shape[:4], self.source)
 
 def from_clips(clips, frames, names, static, transient, source):
     """A list of clips uint8 [T, H, W, 3], T >= frames, and their static and transient names -> Clips.
@@ -570,7 +569,6 @@ def find(dataset, count=None, layout=None, drawn=False):
 
 def subset(clips, keep, every=1):
     """The clips of indices `keep`, every `every`-th frame of them -> Clips with the same dictionaries."""
-    keep = list(keep)
     ends = clips.length.cumsum()
     pieces = [clips.full[ends[j] - clips.length[j]:ends[j]][::every] for j in keep]
     return dataclasses.replace(
@@ -594,35 +592,37 @@ def movement(film):
     change = np.concatenate([change[:1], change]).reshape(T, 16, H // 16, 16, W // 16).mean((2, 4))
     return change.reshape(T, 256) / max(1e-9, np.sqrt(np.square(change).sum() / T))
 
-def aligned(clips, starts=64, sweeps=40):
+def aligned(clips, unseen=(), starts=64, sweeps=40):
     """nav.py --window aligned: videos are the L frames in which clips of a transient row move alike -> Clips.
     Of each row, film after film takes the window that moves most like the mean of the others', until none
-    changes, from many random starts. The start whose windows differ least per motion of their mean wins."""
+    changes, from many random starts. The start whose windows differ least per motion of their mean wins.
+    Clips of indices `unseen` have no say in it: they take the window that moves most like that mean."""
     L = clips.videos.shape[1]
     films = np.split(clips.full, clips.length.cumsum()[:-1])
     begin = np.zeros(len(films), int)
     rng = np.random.default_rng(0)
     for row in range(len(clips.transient_names)):
         members = np.flatnonzero(clips.transient_id == row)
-        if len(members) < 2:
-            continue
-        windows = [sliding_window_view(movement(films[j]), L, 0) for j in members]
-        windows = [w.reshape(len(w), -1) for w in windows]  # [T - L + 1, 256 * L] each
-        at = np.stack([rng.integers(len(w), size=starts) for w in windows])
+        held_out = np.isin(members, unseen)
+        members = members[held_out.argsort(kind="stable")]  # those with a say first, n of them
+        n = len(members) - held_out.sum()
+        windows = [sliding_window_view(movement(films[j]), L, 0).reshape(-1, 256 * L) for j in members]
+        at = np.zeros((len(windows), starts), int)
+        at[:n] = [rng.integers(len(w), size=starts) for w in windows[:n] if n > 1] or 0
         chosen = np.stack([w[i] for w, i in zip(windows, at)])  # [films, starts, 256 * L]
         for _ in range(sweeps):
             before = at.copy()
             for k, w in enumerate(windows):
-                others = (chosen.sum(0) - chosen[k]) / (len(windows) - 1)
-                at[k] = (np.square(w).sum(1) - 2 * others @ w.T).argmin(1)
-                chosen[k] = w[at[k]]
+                if others := n - (k < n):
+                    mean = (chosen[:n].sum(0) - chosen[k] * (k < n)) / others
+                    at[k] = (np.square(w).sum(1) - 2 * mean @ w.T).argmin(1)
+                    chosen[k] = w[at[k]]
             if (at == before).all():
                 break
-        mean = chosen.mean(0)
-        differ = np.square(chosen - mean).sum((0, 2)) / np.square(mean).sum(1).clip(1e-9)
+        mean = chosen[:n].sum(0) / max(1, n)
+        differ = np.square(chosen[:n] - mean).sum((0, 2)) / np.square(mean).sum(1).clip(1e-9)
         begin[members] = at[:, differ.argmin()]
-    videos = np.stack([film[start:start + L] for film, start in zip(films, begin)])
-    return dataclasses.replace(clips, videos=videos, full=None, length=None)
+    return dataclasses.replace(clips, full=None, videos=np.stack([f[t:t + L] for f, t in zip(films, begin)]))
 
 # ---- Downloads and archives: streams that are never unpacked ---------------------------------------------
 class Remote:

@@ -8,9 +8,8 @@
 
 There is no encoder and no discriminator: the codes of a video are parameters. One static code z_s says what a
 clip shows, L transient codes z_t say how it moves; a GRU R correlates the transient ones, a DCGAN generator G
-makes frame i of [z_s ; r_i], and Eq. 6 fits codes, R and G together. Letters and section numbers are the
-paper's. N clips of L frames of H x W, B clips in a step and F frames of each, codes of D_s and D_t numbers;
-i and k in code: rows of z_s and of z_t.
+makes frame i of [z_s ; r_i], and Eq. 6 fits codes, R and G together. N clips have L frames of H x W, a step
+takes B of them and F frames of each; codes have D_s and D_t numbers, i and k are rows of z_s and z_t.
 """
 import argparse
 import io
@@ -540,10 +539,10 @@ def choose_settings(args, clips, device):
     ):
         if wrong:
             raise DataError(text)
-    return s, data_prep.aligned(clips) if s.window == "aligned" else clips, why
+    return s, data_prep.aligned(clips, unseen(clips, s)) if s.window == "aligned" else clips, why
 
-def keep_from_training(everything, s):
-    """--hold-out, --hold-out-clips, --every -> (the Clips to train on, the Clips kept from it). DataError.
+def unseen(everything, s):
+    """--hold-out, --hold-out-clips -> indices of the clips that are kept from training. Raises DataError.
     Table 3: cells of the grid are drawn with the seed; every person and every action stays in some clip."""
     N = len(everything.names)
     held_out = list(range(N - s.hold_out_clips, N))
@@ -558,9 +557,14 @@ def keep_from_training(everything, s):
     if len(held_out) < s.hold_out:
         raise DataError(f"--hold-out {s.hold_out}: at most {len(held_out)} of these {N} cells can stay "
                         "out with every row and column still seen; a grid has more (folder --grid)")
+    return held_out
+
+def keep_from_training(everything, s):
+    """--hold-out, --hold-out-clips, --every -> (the Clips to train on, the Clips kept from it). DataError."""
+    held_out = unseen(everything, s)
     if not held_out and s.every == 1:
         return everything, None
-    train_set = data_prep.subset(everything, [j for j in range(N) if j not in held_out], s.every)
+    train_set = data_prep.subset(everything, np.delete(range(len(everything.names)), held_out), s.every)
     train_set = data_prep.compact(train_set) if s.hold_out_clips else train_set
     return train_set, data_prep.subset(everything, held_out) if held_out else None
 
@@ -608,7 +612,7 @@ def clips_of_run(args, s, data):
         raise DataError(f"{args.run}: its clips are not at {data_prep.data_path(name).resolve()}; --dataset "
                         "PATH.npz says where they are")
     clips, _ = data_prep.find(name, data["asked_clips"], s.layout, drawn)
-    clips = data_prep.aligned(clips) if s.window == "aligned" else clips
+    clips = data_prep.aligned(clips, unseen(clips, s)) if s.window == "aligned" else clips
     if clips.fingerprint != data["fingerprint"]:
         raise DataError(f"{name} does not hold the clips that {args.run} was trained on "
                         f"({data['source'][:60]}); --dataset names those, or train afresh")
@@ -890,6 +894,8 @@ def evaluate(args):
     say(f"{len(found)} clips of {L} frames: {scores_in_words(measured)}; see {out}")
 
 # ---- the other actions -------------------------------------------------------------------------------------
+FRAME = (220, 30, 30)  # the colour around what training never saw
+
 def sample(args):
     """new videos: random pairs of learned codes (Sec. 1), or static codes of a Gaussian fitted to those"""
     s, data, model, _, out = load_run(args)
@@ -922,8 +928,6 @@ def sample(args):
     path = show(out, "samples", data, list(rows[:, spread(data["frames"], 8)].numpy()),
                 data_prep.side_by_side(clips.numpy()), row_labels=labels)
     say(f"{args.count} videos: {path} and .gif")
-
-FRAME = (220, 30, 30)  # the colour around what training never saw
 
 def exchange(args):
     """Fig. 6: every static code with every transient code, three frames of each; unseen pairs are framed"""
@@ -1090,10 +1094,6 @@ def refuse(message):  # one line, exit status 2
         complain(f"{message}; python nav.py --help lists the options")
     sys.exit(2)
 
-def option(name):
-    """A field of Settings as it is typed: lambda_t is --lambda-t."""
-    return "--" + name.replace("_", "-")
-
 def number(kind, least):
     """An argparse type: an int or float, finite and not less than `least`."""
     def read(text):
@@ -1136,7 +1136,7 @@ def parse(argv):
             kind = dict(action=argparse.BooleanOptionalAction)
         elif f.type is not str:
             kind = dict(type=number(f.type, f.metadata["least"]), metavar="N" if f.type is int else "X")
-        add(option(f.name), help=f"{f.metadata['help']} (default: {f.default})", **kind)
+        add(f"--{f.name.replace('_', '-')}", help=f"{f.metadata['help']} (default: {f.default})", **kind)
     belongs["seed"] += ", sample"
     belongs.update(hold_out="train", hold_out_clips="train", every="train", vgg16="train, evaluate, ablate",
                    dataset="train, evaluate, sample, ablate, bench")
@@ -1164,7 +1164,7 @@ def parse(argv):
         refuse(f"no action {args.action}: {', '.join(ACTIONS)}")
     for name, actions in belongs.items():
         if getattr(args, name) != parser.get_default(name) and args.action not in actions.split(", "):
-            refuse(f"{option(name)} goes with {actions}, not with {args.action}")
+            refuse(f"--{name.replace('_', '-')} goes with {actions}, not with {args.action}")
     if args.action != "train" and WORLD > 1:
         refuse(f"{args.action} runs in one process, without torchrun")
     args.dataset = args.dataset or ("chair" if args.action in ("train", "ablate", "bench") else None)

@@ -432,11 +432,14 @@ def test_aligned_windows_find_the_frames_that_move_alike():
             film[t, 8 + 9 * action : 18 + 9 * action, x : x + 5] = colour
         films.append(film)
     clips = data_prep.from_clips(films, 8, list("abcdef"), list("xyz") * 2, list("jjjkkk"), "test")
-    found = data_prep.aligned(clips)
-    every = [[film[t : t + 8].tobytes() for t in range(13)]
-             for film in np.split(clips.full, clips.length.cumsum()[:-1])]
-    begin = [films.index(video.tobytes()) for video, films in zip(found.videos, every)]
-    assert all(np.ptp(row) == 0 for row in np.array(begin).reshape(2, 3) + late), begin
+    every = [[film[t : t + 8].tobytes() for t in range(13)] for film in clips.full.reshape(6, 20, 32, 32, 3)]
+    for held_out in ([], [1, 5]):  # which then have no say, and follow
+        found = data_prep.aligned(clips, held_out)
+        begin = [films.index(video.tobytes()) for video, films in zip(found.videos, every)]
+        assert all(np.ptp(row) == 0 for row in np.array(begin).reshape(2, 3) + late), begin
+    s, found, _ = nav.choose_settings(nav.parse("--hold-out 2 --window aligned".split()), clips, CPU)
+    alone = data_prep.aligned(nav.keep_from_training(clips, s)[0])
+    assert np.array_equal(nav.keep_from_training(found, s)[0].videos, alone.videos)
 
 def test_augmented_frames_are_shifted_recoloured_and_say_so():
     v = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (400, 3, 16, 16), dtype=np.uint8))
@@ -626,9 +629,6 @@ def test_bad_files_options_and_runs_are_refused_in_one_line(toy, grid_run, monke
 def logged(folder):
     return np.genfromtxt(Path(folder, "log.csv"), delimiter=",", names=True)
 
-def test_no_clip_is_left_out_where_all_can_be_shown():
-    assert [nav.spread(*nk) for nk in ((3, 8), (1, 8), (9, 3))] == [[0, 1, 2], [0], [0, 4, 8]]
-
 def test_train_evaluate_sample(toy, vgg16, monkeypatch):
     def slow_start(trainer, step=nav.Trainer.step):
         time.sleep(2 * (trainer.steps_done < 2))
@@ -645,6 +645,7 @@ def test_train_evaluate_sample(toy, vgg16, monkeypatch):
     metrics = read(out / "metrics.json")
     assert {*"source videos frames psnr psnr_min ssim fcs seconds device kernels seed".split()} <= {*metrics}
     assert [metrics[key] for key in ("standin", "steps", "mcs", "commit")] == [False, 120, None, None]
+    assert [nav.spread(*nk) for nk in ((3, 8), (1, 8), (9, 3))] == [[0, 1, 2], [0], [0, 4, 8]]  # clips shown
     rows = logged(out)
     assert rows["step"].tolist() == list(range(6, 121, 6)) and rows["loss"][-1] < rows["loss"][0]
     good("evaluate", "--run", out, "--device", "cpu", "--vgg16", vgg16)
@@ -673,8 +674,7 @@ def test_without_data_chairs_are_drawn_and_every_result_says_so():
     assert metrics["standin"] is read(out / "config.json")["standin"] is True
     Path("data").mkdir()
     data_prep.save(toy_clips(size=64), "data/chair.npz")
-    words = r"other data, 4 clips \(drawn.*now there are 4 \(toy(?!.*repeat)"
-    assert re.search(words, refused(*options, "--resume"))
+    assert re.search(r"4 clips \(drawn.*now there are 4 \(toy(?!.*repeat)", refused(*options, "--resume"))
     good("evaluate", "--run", out, "--device", "cpu")
     assert read(out / "metrics.json")["psnr"] == metrics["psnr"]
 
