@@ -595,20 +595,19 @@ def movement(film):
 def aligned(clips, unseen=(), starts=64, sweeps=40):
     """nav.py --window aligned: videos are the L frames in which clips of a transient row move alike -> Clips.
     Of each row, film after film takes the window that moves most like the mean of the others', until none
-    changes, from many random starts. The start whose windows differ least per motion of their mean wins.
-    Clips of indices `unseen` have no say in it: they take the window that moves most like that mean."""
+    changes; it starts from those most like one of the films' windows, of which up to `starts` are tried. The
+    start whose windows differ least in the end, per motion of their mean, wins. Clips of indices `unseen`
+    have no say in it: they take the window that moves most like that mean."""
     L = clips.videos.shape[1]
     films = np.split(clips.full, clips.length.cumsum()[:-1])
     begin = np.zeros(len(films), int)
-    rng = np.random.default_rng(0)
     for row in range(len(clips.transient_names)):
-        members = np.flatnonzero(clips.transient_id == row)
-        held_out = np.isin(members, unseen)
-        members = members[held_out.argsort(kind="stable")]  # those with a say first, n of them
-        n = len(members) - held_out.sum()
+        members = sorted(np.flatnonzero(clips.transient_id == row), key=lambda j: j in unseen)
+        n = len({*members}.difference(unseen))  # that have a say: the first ones
         windows = [sliding_window_view(movement(films[j]), L, 0).reshape(-1, 256 * L) for j in members]
-        at = np.zeros((len(windows), starts), int)
-        at[:n] = [rng.integers(len(w), size=starts) for w in windows[:n] if n > 1] or 0
+        first = np.concatenate(windows[:max(1, n)])  # [sum of their windows, 256 * L]
+        first = first[np.linspace(0, len(first) - 1, min(starts, len(first))).astype(int)]
+        at = np.stack([(np.square(w).sum(1) - 2 * first @ w.T).argmin(1) for w in windows])
         chosen = np.stack([w[i] for w, i in zip(windows, at)])  # [films, starts, 256 * L]
         for _ in range(sweeps):
             before = at.copy()

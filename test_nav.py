@@ -335,10 +335,9 @@ def test_r_runs_once_on_what_clips_share_whether_the_host_may_wait_or_not(monkey
     def as_on_a_gpu(ids, rows, _):
         ran.append((plain(ids, rows, False)[0].tolist(), rows, ids))
         return plain(ids, rows, False)
-    more = dict(lambda_t=0.5, batch=3, per_clip=2)
-    here = after(4, trainer_of(laid_out(layout), **more))
+    here = after(4, trainer_of(laid_out(layout), lambda_t=0.5, batch=3, per_clip=2))
     monkeypatch.setattr(nav, "rows_for_R", as_on_a_gpu)
-    there = after(4, trainer_of(laid_out(layout), **more))
+    there = after(4, trainer_of(laid_out(layout), lambda_t=0.5, batch=3, per_clip=2))
     assert all(row_ids == (list(range(rows)) if rows <= 3 else ids.tolist()) for row_ids, rows, ids in ran)
     for (name, a), b in zip(here.model.state_dict().items(), there.model.state_dict().values()):
         assert torch.allclose(a.float(), b.float(), atol=1e-4), name
@@ -437,6 +436,7 @@ def test_aligned_windows_find_the_frames_that_move_alike():
         found = data_prep.aligned(clips, held_out)
         begin = [films.index(video.tobytes()) for video, films in zip(found.videos, every)]
         assert all(np.ptp(row) == 0 for row in np.array(begin).reshape(2, 3) + late), begin
+    clips.full.reshape(6, 20, -1)[2:4] = clips.full.reshape(6, 20, -1)[2:4, ::-1]  # held out: backwards
     s, found, _ = nav.choose_settings(nav.parse("--hold-out 2 --window aligned".split()), clips, CPU)
     alone = data_prep.aligned(nav.keep_from_training(clips, s)[0])
     assert np.array_equal(nav.keep_from_training(found, s)[0].videos, alone.videos)
