@@ -208,9 +208,9 @@ class Generator(nn.Module):
             self.augmentation = nn.Linear(4, self.code.out_features, bias=False)
             nn.init.normal_(self.augmentation.weight, 0, 0.02)
 
-    def forward(self, codes, label, numbers=None):
+    def forward(self, codes, label, numbers=None):                           # (M, D), (M,), (M, 4)
         x = self.code(codes)
-        if numbers is not None:                                              # of an augmented frame (M, 4)
+        if numbers is not None:                                              # of augmented frames
             x = x + self.augmentation(numbers)
         x = x.view(len(codes), 4, 4, -1)                                     # (M, 4, 4, c), channels last
         if self.labels:
