@@ -603,10 +603,11 @@ def aligned(clips, unseen=(), starts=64, sweeps=40):
     begin = np.zeros(len(films), int)
     for row in range(len(clips.transient_names)):
         members = sorted(np.flatnonzero(clips.transient_id == row), key=lambda j: j in unseen)
-        n = len({*members}.difference(unseen))  # that have a say: the first ones
+        n = len({*members}.difference(unseen)) or 1  # that have a say: the first ones
         windows = [sliding_window_view(movement(films[j]), L, 0).reshape(-1, 256 * L) for j in members]
-        first = np.concatenate(windows[:max(1, n)])  # [sum of their windows, 256 * L]
-        first = first[np.linspace(0, len(first) - 1, min(starts, len(first))).astype(int)]
+        first = [window for w in windows[:n] for window in w]
+        spread = np.linspace(0, len(first) - 1, min(starts, len(first))).astype(int)
+        first = np.stack([first[j] for j in spread])  # [starts, 256 * L]
         at = np.stack([(np.square(w).sum(1) - 2 * first @ w.T).argmin(1) for w in windows])
         chosen = np.stack([w[i] for w, i in zip(windows, at)])  # [films, starts, 256 * L]
         for _ in range(sweeps):
@@ -618,7 +619,7 @@ def aligned(clips, unseen=(), starts=64, sweeps=40):
                     chosen[k] = w[at[k]]
             if (at == before).all():
                 break
-        mean = chosen[:n].sum(0) / max(1, n)
+        mean = chosen[:n].mean(0)
         differ = np.square(chosen[:n] - mean).sum((0, 2)) / np.square(mean).sum(1).clip(1e-9)
         begin[members] = at[:, differ.argmin()]
     return dataclasses.replace(clips, full=None, videos=np.stack([f[t:t + L] for f, t in zip(films, begin)]))
