@@ -81,7 +81,7 @@ class Settings:
     augment: bool = setting(False, "shift and recolour frames, tell G so; fast, a grid with --hold-out: yes")
     decay: float = setting(0.0, "weight decay of G's matrices, times lr_G; fast, a grid 2.5", 0)
     rank: int = setting(0, "rho of Eq. 7, for interpolation; 0: full rank", 0)
-    precision: str = setting("auto", "of the generator; auto: bf16 where it is faster",
+    precision: str = setting("auto", "of the generator; auto: bf16 where it is faster; paper: fp32",
                              choices=("auto", "fp32", "bf16"))
     seed: int = setting(0, "of everything that is drawn at random", 0)
 
@@ -506,8 +506,8 @@ def choose_settings(args, clips, device):
     steps, clips_then = FAST_STEPS[row]
     values = dict(TABLE_6[row], steps=round(steps * max(1, N / clips_then) ** 0.5))
     if args.recipe == "paper":
-        values.update(PAPER_RATES[row], conditional=row == "weizmann", batch=1, per_clip=0,
-                      steps=PAPER_UPDATES[row] * N)
+        values.update(PAPER_RATES[row], conditional=row == "weizmann", batch=1, per_clip=0, precision="fp32",
+                      steps=PAPER_UPDATES[row] * N)  # in bf16 R may diverge at the grid's lr_R
     elif row == "weizmann":
         values.update(window="aligned", augment=bool(args.hold_out), decay=2.5)
     if args.recipe != "paper" and device.type == "cuda":
@@ -519,7 +519,7 @@ def choose_settings(args, clips, device):
         if args.per_clip is None:
             s.per_clip = min(s.per_clip * round(s.batch / most), all_L // s.every)
         s.batch = most
-    why = "asked for"
+    why = "asked for" if args.precision else "the recipe's"
     if s.precision == "auto":
         fast = (torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else
                 torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
