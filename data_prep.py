@@ -601,7 +601,7 @@ def aligned(clips, unseen=(), starts=64, sweeps=40):
     L = clips.videos.shape[1]
     films = np.split(clips.full, clips.length.cumsum()[:-1])
     begin = np.zeros(len(films), int)
-    for row in range(len(clips.transient_names)):
+    for row in np.unique(clips.transient_id):
         members = sorted(np.flatnonzero(clips.transient_id == row), key=lambda j: j in unseen)
         n = len({*members}.difference(unseen)) or 1  # that have a say: the first ones
         windows = [sliding_window_view(movement(films[j]), L, 0).reshape(-1, 256 * L) for j in members]
