@@ -5,10 +5,11 @@
     python data_prep.py chair                              # the paper's three sets: chair, weizmann, golf
     python data_prep.py draw chair --clips 64              # drawn stand-ins: nav.py draws the same by itself
 
-A data/NAME.npz that is there is left alone without --force. Frames are cut to a centred square and resized.
+An existing data/NAME.npz is left alone without --force. Frames are cut to a centred square and resized.
 """
 import argparse
 import bz2
+import colorsys
 import contextlib
 import dataclasses
 import gzip
@@ -31,69 +32,71 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import numpy as np
-from filelock import FileLock, Timeout  # comes with torch
+from filelock import FileLock, Timeout
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from drawings import ACTIONS, KEPT, MOTIONS, PERSONS, draw_clip, make_chair, make_person, render_chair
-
-# What is read is never trusted: these bounds hold before memory is taken.
-MAX_PIXELS = 1 << 24  # of one picture (4096 x 4096), read from its header
-MAX_FILE = 1 << 28  # bytes of one picture, or of one member of an archive
-MAX_FRAMES = 1000  # of one clip
-MAX_CLIP = 1 << 29  # bytes of one clip once decoded
+# Input is never trusted: these bounds hold before memory is taken.
+MAX_PIXELS = 1 << 24  # of a picture (4096 x 4096), read from its header
+MAX_FILE = 1 << 28  # bytes of a picture, or of a member of an archive
+MAX_FRAMES = 1000  # of a clip
+MAX_CLIP = 1 << 29  # bytes of a decoded clip
 MAX_SET = 1 << 32  # bytes of all frames of a set
 MAX_STREAM = 1 << 40  # bytes of a download: the golf archive has about 131 GB
 CHAIRS, GOLFS = 820, 500  # models and clips that the paper drew
-BACKOFF = 0.5  # seconds after the first failure of a connection, doubled after each further one
+BACKOFF = 0.5  # seconds after the first failure of a connection, doubled after each further failure
 TIMEOUT = 30  # seconds without an answer
 SIDES = (16, 32, 64, 128, 256)  # of frames that nav.py's generator can draw
 MIN_FRAMES = 4  # the shortest clip that holds a triplet of radius 2
-DECODERS = ("PNG", "GIF", "WEBP", "JPEG", "BMP", "TIFF", "PPM")  # of PIL: what hostile bytes may reach
-CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf,m4v"  # no playlist, which names other files
+# Decoders of PIL and containers of FFmpeg that hostile bytes may reach. Playlists are not among them,
+# because a playlist names other files.
+DECODERS = ("PNG", "GIF", "WEBP", "JPEG", "BMP", "TIFF", "PPM")
+CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf,m4v"
 STILL = tuple(".png .apng .webp .jpg .jpeg .bmp .tif .tiff .ppm .pgm".split())
 MOVING = tuple(".gif .mp4 .m4v .mov .webm .mkv .avi .mpg .mpeg .ts .ogv .flv .wmv".split())
 
 class DataError(ValueError):
-    """What a user can mend. One line: what is wrong, where, what to do; printed, with exit status 2."""
+    """A fault that the user can mend. One line says what is wrong, where, and what to do; exit status 2."""
 
 def printable(name, most=80):
-    """A name or an error from outside -> one line of ASCII, which any terminal prints, of `most` letters."""
+    """A name or an error from outside -> a line of ASCII for any terminal, of at most `most` letters."""
     text = ascii(" ".join(str(name).split()))[1:-1].replace("\\\\", "\\")
     return text if len(text) <= most else text[: most - 3] + "..."
 
 @contextlib.contextmanager
 def reading(where, what="cannot be decoded", skipped=None):
-    """Around a decoder: what damaged bytes make it raise becomes a DataError, or is counted in `skipped`."""
+    """Around a decoder: any exception of damaged bytes becomes a DataError, or is counted in `skipped`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except ConnectionError:  # no damage
         raise
-    except Exception as error:  # zlib, zipfile, numpy, PIL and FFmpeg have their own; a MemoryError too
+    # zlib, zipfile, numpy, PIL and FFmpeg raise exceptions of their own.
+    except Exception as error:
         words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        why = str(error) if isinstance(error, DataError) else f"{what} ({printable(words)})"
+        reason = str(error) if isinstance(error, DataError) else f"{what} ({printable(words)})"
         if skipped is None:
-            raise DataError(f"{printable(where)}: {why}" if where else why) from None
-        count_skipped(skipped, why.removeprefix(f"{printable(where)}: "), where)
+            raise DataError(f"{printable(where)}: {reason}" if where else reason) from None
+        count_skipped(skipped, reason.removeprefix(f"{printable(where)}: "), where)
 
 # ---- A prepared set: Clips, and its file -----------------------------------------------------------------
 @dataclasses.dataclass
 class Clips:
-    """N clips of L frames and the rows of the two dictionaries that describe them (section 3, figure 2)."""
+    """N clips of L frames, and the rows of the two dictionaries that describe them (Sec. 3, Fig. 2)."""
     videos: np.ndarray  # uint8 [N, L, H, W, 3]
     static_id: np.ndarray  # int64 [N], row of the static dictionary
     transient_id: np.ndarray  # int64 [N], row of the transient dictionary
     static_names: list
     transient_names: list
-    names: list  # one a clip
-    source: str  # one line; drawn stand-ins start with 'drawn'
+    names: list  # of the clips
+    source: str  # one line; that of drawn stand-ins starts with 'drawn'
+    kind: str = ""  # chair, weizmann, golf or own: the row of Table 6; empty in older files
     full: np.ndarray = None  # uint8 [sum of lengths, H, W, 3]: the clips at full length, one after another
     length: np.ndarray = None  # int64 [N], full frames of each clip, at least L
 
     def __post_init__(self):
-        if self.full is None:  # nothing longer than L was kept
+        if self.full is None:  # no clip is longer than L
             self.full = self.videos.reshape(-1, *self.videos.shape[2:])
             self.length = np.full(len(self.videos), self.videos.shape[1], np.int64)
 
@@ -109,19 +112,20 @@ class Clips:
 
     @property
     def fingerprint(self):
-        """SHA-256 of all that training sees."""
+        """SHA-256 of everything that training sees."""
         digest = hashlib.sha256()
         for array in (self.full, self.length, self.static_id, self.transient_id):
             digest.update(str(array.shape).encode())
-            digest.update(np.ascontiguousarray(array).data)  # no copy: it may be all the memory there is
+            digest.update(np.ascontiguousarray(array).data)  # no copy: the frames may fill the memory
         return digest.hexdigest()
 
     def __str__(self):
         return "{} clips x {} frames x {} x {}, {}".format(*self.videos.shape[:4], self.source)
 
-def from_clips(clips, frames, names, static, transient, source):
-    """A list of clips uint8 [T, H, W, 3], T >= frames, and their static and transient names -> Clips.
-    Names become rows as they first appear. The list is emptied: no clip is held twice. DataError for none."""
+def from_clips(clips, frames, names, static, transient, source, kind):
+    """A list of clips uint8 [T, H, W, 3], T >= frames, with their static and transient names -> Clips.
+    Names become rows in the order of their first appearance. The list is emptied on the way, so that no clip
+    is held twice. Raises DataError for an empty list."""
     if not clips:
         raise DataError(f"{source}: no usable clip: nothing was written")
     length = np.array([len(clip) for clip in clips], np.int64)
@@ -129,127 +133,146 @@ def from_clips(clips, frames, names, static, transient, source):
     full = np.empty((length.sum(), *np.shape(clips[0])[1:]), np.uint8)
     for part in np.split(full, begin[1:]):
         part[:] = clips.pop(0)
-    same = length.max() == frames
-    videos = full.reshape(-1, frames, *full.shape[1:]) if same else full[begin[:, None] + np.arange(frames)]
-    rows = [list(dict.fromkeys(every)) for every in (static, transient)]
-    ids = [np.array([row.index(name) for name in every]) for row, every in zip(rows, (static, transient))]
-    return Clips(videos, *ids, *rows, list(names), source, full, length)
+    if length.max() == frames:
+        videos = full.reshape(-1, frames, *full.shape[1:])
+    else:
+        videos = full[begin[:, None] + np.arange(frames)]
+    static_names = list(dict.fromkeys(static))
+    transient_names = list(dict.fromkeys(transient))
+    static_id = np.array([static_names.index(name) for name in static])
+    transient_id = np.array([transient_names.index(name) for name in transient])
+    return Clips(videos, static_id, transient_id, static_names, transient_names, list(names), source, kind,
+                 full, length)
 
 def write_beside(path, write):
     """Write a file whole or not at all: write(temporary path, of the same suffix), flush to disk, rename.
-    OSError goes on, and nothing is left; what a killed process left is removed an hour later."""
+    An OSError goes on, and no temporary file is left; those of killed processes are removed an hour later."""
     path = Path(path)
-    for left in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
+    for old in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
         with contextlib.suppress(OSError):
-            if left.stat().st_mtime < time.time() - 3600:
-                left.unlink()
+            if old.stat().st_mtime < time.time() - 3600:
+                old.unlink()
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         write(temporary)
-        with open(temporary, "r+b") as file:  # Windows flushes only what is open for writing
+        with open(temporary, "r+b") as file:  # Windows flushes only files that are open for writing
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = str(path)  # a full disk names no file
+        error.filename = str(path)  # the error of a full disk names no file
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 def save(clips, path):
-    """Write Clips to `path`, a compressed npz; `full` and `length` only where a clip is longer. OSError."""
+    """Write Clips to `path`, a compressed npz; `full` and `length` only if a clip is longer. OSError."""
     arrays = dict(vars(clips))
     if len(clips.full) == clips.videos.shape[0] * clips.videos.shape[1]:
         del arrays["full"], arrays["length"]
     write_beside(path, lambda temporary: np.savez_compressed(temporary, allow_pickle=False, **arrays))
 
 def read_arrays(path):
-    """Yield (key, array) of an npz, nothing unpickled. Raises DataError for a large one, else anything."""
+    """Yield (key, array) of an npz, nothing unpickled. Raises DataError for a large array."""
     with np.load(path, allow_pickle=False) as archive:
-        for info in {i.filename: i for i in archive.zip.infolist() if i.filename.endswith(".npy")}.values():
+        members = {info.filename: info for info in archive.zip.infolist() if info.filename.endswith(".npy")}
+        for info in members.values():
             key = info.filename.removesuffix(".npy")
-            if info.file_size > (MAX_SET + 4096 if key in ("videos", "full") else MAX_CLIP):
+            most = MAX_SET + 4096 if key in ("videos", "full") else MAX_CLIP
+            if info.file_size > most:
                 raise DataError(f"key {printable(key)!r} unpacks to {info.file_size} bytes: split the set")
             yield key, archive[key]
 
 def load(path):
-    """Read and check a prepared set -> Clips. Raises DataError naming the key and what was expected."""
-    def check(good, key, text):
-        if not good:
+    """Read and check a prepared set -> Clips. Raises DataError that names the key and its fault."""
+    def check(is_right, key, text):
+        if not is_right:
             raise DataError(f"key {key!r} {text}")
 
-    keys = dict(videos="uint8 N L H W 3", static_id="int64 N", transient_id="int64 N", static_names="str S",
-                transient_names="str T", names="str N", source="str", full="uint8 F H W 3", length="int64 N")
-    sides = {"3": 3}  # what each letter stands for, set by the first key that has it
     with reading(path, "not a whole npz: python data_prep.py makes one, --force anew"):
         arrays = dict(read_arrays(path))
-        if not {"full", "length"} & arrays.keys():
-            del keys["full"], keys["length"]
-        for key, expected in keys.items():
+        keys = "videos static_id transient_id static_names transient_names names source".split()
+        keys += ["length", "full"] if {"length", "full"} & arrays.keys() else []
+        for key in keys:
             check(key in arrays, key, f"is missing; a prepared set holds {', '.join(keys)}")
-            kind, *letters = expected.split()
-            dtype, shape = arrays[key].dtype, arrays[key].shape
-            check(dtype == kind or dtype.kind == "U" and kind == "str", key, f"is {dtype}, {kind} expected")
-            wanted = [sides.setdefault(letter, side) for letter, side in zip(letters, shape)]
-            agrees = len(shape) == len(letters) and wanted == [*shape] and 0 not in shape
-            check(agrees, key, f"has shape {shape}, [{' '.join(letters)}] expected, of other keys {wanted}")
-        for key, letter in (("static_id", "S"), ("transient_id", "T")):
-            low, high, count = arrays[key].min(), arrays[key].max(), sides[letter]
+        shape = arrays["videos"].shape
+        check(len(shape) == 5 and 0 not in shape, "videos", f"has shape {shape}, [N, L, H, W, 3] expected")
+        N, L, H, W, _ = shape
+        # Of these axes any length is right.
+        S, T, frames = (arrays[key].shape[:1] for key in ("static_names", "transient_names", keys[-1]))
+        expected = dict(videos=("uint8", (N, L, H, W, 3)), static_id=("int64", (N,)), names=("str", (N,)),
+                        transient_id=("int64", (N,)), static_names=("str", S), transient_names=("str", T),
+                        source=("str", ()), length=("int64", (N,)), full=("uint8", (*frames, H, W, 3)))
+        for key in keys:
+            array = arrays[key]
+            dtype, shape = expected[key]
+            check(array.dtype.name.startswith(dtype) and array.shape == shape, key,
+                  f"is {array.dtype} of shape {array.shape}; {dtype} of {shape} expected")
+        for key, names in (("static_id", "static_names"), ("transient_id", "transient_names")):
+            low, high = arrays[key].min(), arrays[key].max()
+            count = len(arrays[names])
             check(0 <= low and high < count, key, f"runs from {low} to {high} for {count} names")
-        if "full" in keys:
-            low, total = arrays["length"].min(), sum(arrays["length"].tolist())  # exact: an array's wraps
-            check(low >= sides["L"] and total == sides["F"], "length", f"is {low} or more, {total} in all")
-        arrays |= {key: [printable(n, 1000) for n in arrays[key]] for key in keys if key.endswith("names")}
+        check(len({*arrays["names"]}) == N, "names", "has two equal names")
+        if "length" in keys:
+            length = arrays["length"].tolist()  # Python's integers are exact, an array's sum wraps
+            check(min(length) >= L and sum(length) == frames[0], "length", f"is {min(length)} or more and "
+                  f"{sum(length)} in all; {L} and {frames[0]} expected")
+        for key in ("static_names", "transient_names", "names"):
+            arrays[key] = [printable(name, 1000) for name in arrays[key]]
         arrays["source"] = printable(arrays["source"], 200)
-        return Clips(**{key: arrays[key] for key in keys})
+        return Clips(**{key: arrays[key] for key in keys}, kind=printable(arrays.get("kind", "")))
 
-# ---- A run's folder ---------------------------------------------------------------------------------------
+# ---- A run's folder --------------------------------------------------------------------------------------
 RUN_FILES = ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "curve*.png", "reconstructions*",
              "samples*", "exchange*", "encoded*", "interpolation*", "ablation*")
 
-def complain(text):
+def warn(text):
     """One line on standard error."""
     print(f"nav: {printable(text, 10**4)}", file=sys.stderr, flush=True)
 
 def write(path, content):
-    """Write bytes, a text, or anything else as JSON, whole or not at all, its folder made. Raises OSError."""
-    content = content if isinstance(content, (str, bytes)) else json.dumps(content, indent=1)
-    content = content if isinstance(content, bytes) else f"{content}\n".encode()
+    """Write bytes, a text, or anything else as JSON, whole or not at all, and make its folder. OSError."""
+    if not isinstance(content, bytes):
+        text = content if isinstance(content, str) else json.dumps(content, indent=1)
+        content = f"{text}\n".encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_beside(path, lambda temporary: temporary.write_bytes(content))
 
 def commit():
     """The commit of this script, or None outside a clone or without git."""
-    git = [shutil.which("git"), "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    return git[0] and subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    git = shutil.which("git")
+    command = [git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return git and subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 def take_folder(folder, keep, say):
-    """Make the folder and lock it while the result lives -> the lock. DataError where another run holds it.
-    Unless it is to be kept, what an earlier run left goes to earlier-1, ... in it, which `say` is told."""
+    """Make the folder and lock it for as long as the returned lock lives.
+    Unless `keep`, the files of an earlier run move to earlier-1, ... inside it, and `say` is told so. Raises
+    DataError if another run holds the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
         raise DataError(f"{folder}: another run writes there; let it end, or give another --out") from None
-    left = [] if keep else [path for pattern in RUN_FILES for path in folder.glob(pattern)]
-    if left:
-        shelf = next(path for i in range(1, 10**6) if not (path := folder / f"earlier-{i}").exists())
-        shelf.mkdir()
-        for path in left:
-            path.rename(shelf / path.name)
-        say(f"{folder} held a run: moved to {shelf}")
+    leftovers = [] if keep else [path for pattern in RUN_FILES for path in folder.glob(pattern)]
+    if leftovers:
+        names = (folder / f"earlier-{i}" for i in itertools.count(1))
+        earlier = next(path for path in names if not path.exists())
+        earlier.mkdir()
+        for path in leftovers:
+            path.rename(earlier / path.name)
+        say(f"{folder} held a run: moved to {earlier}")
     return lock
 
-# ---- Pictures out: contact sheets and GIFs ---------------------------------------------------------------
+# ---- Pictures out: contact sheets, GIFs and the curve ----------------------------------------------------
 def sheet(rows, path, gap=2, frames=None, row_labels=None, column_labels=None):
-    """One PNG grid. rows: uint8 [R, K, H, W, 3], or lists of images [H, W, 3] of one size, None for a blank.
+    """A PNG of a grid of pictures. rows: uint8 [R, K, H, W, 3], or lists of images [H, W, 3] of one size.
     frames: [R][K] of a colour or None, drawn around single cells. row_labels, column_labels: short texts."""
-    high, wide = next(cell.shape[:2] for row in rows for cell in row if cell is not None)
+    high, wide = rows[0][0].shape[:2]
     font = ImageFont.load_default(12)
     left = gap + max([int(font.getlength(text)) + 6 for text in row_labels or []], default=0)
     top = gap + (18 if column_labels else 0)
-    size = (left + max(map(len, rows)) * (wide + gap), top + len(rows) * (high + gap))
-    picture = Image.new("RGB", size, "white")
+    columns = max(map(len, rows))
+    picture = Image.new("RGB", (left + columns * (wide + gap), top + len(rows) * (high + gap)), "white")
     draw = ImageDraw.Draw(picture)
     for r, row in enumerate(rows):
         y = top + r * (high + gap)
@@ -257,13 +280,13 @@ def sheet(rows, path, gap=2, frames=None, row_labels=None, column_labels=None):
             draw.text((3, y + high // 2), row_labels[r], "black", font, anchor="lm")
         for k, cell in enumerate(row):
             x = left + k * (wide + gap)
-            if cell is not None:
-                picture.paste(Image.fromarray(np.asarray(cell)), (x, y))
+            picture.paste(Image.fromarray(np.asarray(cell)), (x, y))
             if frames is not None and frames[r][k] is not None:
                 around = (x - gap, y - gap, x + wide + gap - 1, y + high + gap - 1)
                 draw.rectangle(around, None, frames[r][k], gap)
     for k, text in enumerate(column_labels or []):
-        draw.text((left + k * (wide + gap) + wide // 2, 9), text, "black", font, anchor="mm")
+        x = left + k * (wide + gap)
+        draw.text((x + wide // 2, 9), text, "black", font, anchor="mm")
     write_beside(path, picture.save)
 
 def write_gif(video, path, fps=8):
@@ -272,49 +295,52 @@ def write_gif(video, path, fps=8):
     every = -(-fps // 50)
     delay = max(20, round(1000 * every / fps))
     palette = Image.fromarray(video.reshape(-1, *video.shape[2:])).quantize(256, Image.Quantize.MEDIANCUT)
-    first, *others = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
-                      for frame in video[::every]]
-    write_beside(path, lambda to: first.save(to, save_all=True, append_images=others, duration=delay, loop=0))
+    frames = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+              for frame in video[::every]]
+    options = dict(save_all=True, append_images=frames[1:], duration=delay, loop=0)
+    write_beside(path, lambda temporary: frames[0].save(temporary, **options))
 
 def side_by_side(clips):
-    """uint8 [K, L, H, W, 3] -> one video [L, rows * H, columns * W, 3] of all of them."""
-    across = int(np.ceil(len(clips) ** 0.5))
-    tiles = np.concatenate([clips, np.full_like(clips[:1], 255).repeat(-len(clips) % across, 0)])
-    tiles = tiles.reshape(-1, across, *clips.shape[1:]).transpose(2, 0, 3, 1, 4, 5)
-    return tiles.reshape(clips.shape[1], -1, across * clips.shape[3], 3)
+    """uint8 [K, L, H, W, 3] -> a video [L, rows * H, columns * W, 3] of all of them."""
+    K, L, H, W, _ = clips.shape
+    columns = math.ceil(K ** 0.5)
+    rows = math.ceil(K / columns)
+    tiles = np.full((rows * columns, L, H, W, 3), 255, np.uint8)
+    tiles[:K] = clips
+    tiles = tiles.reshape(rows, columns, L, H, W, 3).transpose(2, 0, 3, 1, 4, 5)
+    return tiles.reshape(L, rows * H, columns * W, 3)
 
 def chart(path, seconds, panels):
     """A PNG of curves over seconds. panels: {title: (values, whether their axis is logarithmic)}."""
-    def ticks(low, high):
-        step = next(m * 10.0**e for e in range(-6, 9) for m in (1, 2, 5) if high - low <= 6 * m * 10.0**e)
-        return step * np.arange(np.ceil(low / step), high // step + 1)
-
     image = Image.new("RGB", (640, 260 * len(panels)), "white")
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(13)
-    across = 560 / seconds[-1]
-    for top, (title, (values, logarithmic)) in zip(itertools.count(30, 260), panels.items()):
-        scale = np.log10 if logarithmic else np.asarray
+    left, wide, high = 60, 560, 180
+    for panel, (title, (values, is_logarithmic)) in enumerate(panels.items()):
+        top = 30 + 260 * panel
         values = np.clip(values, 1e-6, None)
-        marks = np.outer(10.0 ** np.arange(-6, 4), (1, 1.5, 2, 3, 5, 7)).ravel()
-        marks = marks if logarithmic else ticks(values.min(), values.max())
-        low, high = scale(values.min()) - 0.02, scale(values.max()) + 0.02
-        y = top + 180 * (high - scale(values)) / (high - low)
-        for mark, at in zip(marks, top + 180 * (high - scale(marks)) / (high - low)):
-            if top <= at <= top + 180:
-                draw.line((60, at, 620, at), (225,) * 3)
-                draw.text((52, at), f"{mark:g}", "black", font, anchor="rm")
-        for second in ticks(0, seconds[-1]):
-            draw.text((60 + across * second, top + 186), f"{second:g} s", "black", font, anchor="mt")
-        draw.text((60, top - 20), title, "black", font)
-        draw.rectangle((60, top, 620, top + 180), None, (150,) * 3)
-        draw.line(list(zip(60 + across * np.array(seconds), y)), (31, 119, 180), 2)
+        y = np.log10(values) if is_logarithmic else values
+        low, high_y = y.min() - 0.02, y.max() + 0.02
+        for share in np.linspace(0, 1, 6):
+            at = top + high * (1 - share)
+            value = low + share * (high_y - low)
+            draw.line((left, at, left + wide, at), (225,) * 3)
+            text = f"{10 ** value if is_logarithmic else value:.3g}"
+            draw.text((left - 8, at), text, "black", font, anchor="rm")
+            across = left + wide * share
+            draw.text((across, top + high + 6), f"{seconds[-1] * share:.3g} s", "black", font, anchor="mt")
+        draw.text((left, top - 20), title, "black", font)
+        draw.rectangle((left, top, left + wide, top + high), None, (150,) * 3)
+        xs = left + wide * np.array(seconds) / seconds[-1]
+        ys = top + high * (high_y - y) / (high_y - low)
+        draw.line(list(zip(xs, ys)), (31, 119, 180), 2)
     write_beside(path, image.save)
 
 # ---- Clips in: pictures, strips, folders of frames, videos -----------------------------------------------
 def crop_resize(image, size=None, crop=True, share=1.0):
-    """A PIL RGB image -> uint8 [size, size, 3]: the largest centred square, or that share of its side (all of
-    the picture without `crop`), by an antialiased bicubic filter. size None keeps the picture as it is."""
+    """A PIL RGB image -> uint8 [size, size, 3], by an antialiased bicubic filter.
+    Taken is the largest centred square, or that share of its side; without `crop` all of the picture. Without
+    a size the picture stays as it is."""
     if size is None:
         return np.asarray(image)
     square = (size, size)
@@ -328,58 +354,67 @@ def to_rgb(image):
         raise DataError(f"{image.mode} pixels (more than 8 bits): save it with 8 bits a channel")
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")
 
 def clip_frames(source, skipped):
-    """Yield (PIL RGB image, second at which it goes, if known, or None, its name) of every frame."""
+    """Yield (PIL RGB image, second at which it disappears or None if unknown, its name) of every frame."""
     if isinstance(source, np.ndarray):
-        yield from ((Image.fromarray(frame), None, "a frame") for frame in source)
-    elif not isinstance(source, bytes) and os.path.isdir(source):
-        for entry in filter(os.DirEntry.is_file, listing(source, STILL, skipped)):
-            with reading(ascii(entry.name)), Image.open(entry.path, formats=DECODERS) as picture:
-                image = to_rgb(picture)
-            yield image, None, ascii(entry.name)
-    elif isinstance(source, bytes) or os.path.isfile(source):
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        for frame in source:
+            yield Image.fromarray(frame), None, "a frame"
+    elif isinstance(source, bytes):
+        yield from file_frames(io.BytesIO(source))
+    elif os.path.isdir(source):
+        for entry in listing(source, STILL, skipped):
+            if entry.is_file():
+                with reading(ascii(entry.name)), Image.open(entry.path, formats=DECODERS) as picture:
+                    image = to_rgb(picture)
+                yield image, None, ascii(entry.name)
+    elif os.path.isfile(source):
+        with open(source, "rb") as file:
             yield from file_frames(file)
     else:
-        raise DataError("no file of that name, or no regular one")
+        raise DataError("no file of that name, or no regular file")
 
 def file_frames(file):
-    """The frames of an open file: of a moving picture, a strip of squares or a video, as its bytes say."""
+    """The frames of an open file: a moving picture, a strip of squares or a video, as its bytes say."""
     try:
         image = Image.open(file, formats=DECODERS)
     except UnidentifiedImageError:
         file.seek(0)
-        return (yield from video_frames(file))
-    if not getattr(image, "is_animated", False):
-        strip = to_rgb(image)
-        wide, high = strip.size
-        side = min(wide, high)
-        if wide == high or max(wide, high) % side:
-            raise DataError(f"one picture of {wide} x {high}, neither a clip nor a strip of squares")
-        for y, x in itertools.product(range(0, high, side), range(0, wide, side)):
-            yield strip.crop((x, y, x + side, y + side)), None, "a square"
+        yield from video_frames(file)
         return
-    stop = 0.0
-    first = 1 if image.info.get("default_image") else 0  # an APNG's picture for old viewers is no frame
-    for index in range(first, image.n_frames):
-        image.seek(index)
-        frame = to_rgb(image)
-        stop += (image.info.get("duration") or 100) / 1000
-        yield frame, stop, f"frame {index - first}"
+    if getattr(image, "is_animated", False):
+        second = 0.0
+        # An APNG's picture for old viewers is no frame.
+        first = 1 if image.info.get("default_image") else 0
+        for index in range(first, image.n_frames):
+            image.seek(index)
+            frame = to_rgb(image)
+            second += (image.info.get("duration") or 100) / 1000
+            yield frame, second, f"frame {index - first}"
+        return
+    strip = to_rgb(image)
+    wide, high = strip.size
+    side = min(wide, high)
+    if wide == high or max(wide, high) % side:
+        raise DataError(f"one picture of {wide} x {high}, neither a clip nor a strip of squares")
+    for y in range(0, high, side):
+        for x in range(0, wide, side):
+            yield strip.crop((x, y, x + side, y + side)), None, "a square"
 
 def video_frames(file):
     """Frames of a video of any codec that FFmpeg decodes, upright. DataError, also for a file cut short."""
-    import av  # 100 MB of decoders: only where there is a video
+    import av  # 100 MB of decoders: only for a video
 
     with av.open(file, options=dict(format_whitelist=CONTAINERS)) as container:
         stream = next(iter(container.streams.video), None)
         if stream is None or stream.width * stream.height > MAX_PIXELS:
-            raise DataError(f"holds no pictures, or some of over {MAX_PIXELS} pixels: scale them down")
+            raise DataError(f"holds no pictures, or pictures of over {MAX_PIXELS} pixels: scale them down")
         rate = float(stream.average_rate or 25)
-        promised = stream.frames if container.format.name == "avi" else 0  # others may hide some
+        # Only an AVI's header counts all frames; edit lists of others may hide some.
+        promised = stream.frames if container.format.name == "avi" else 0
         held = shown = 0
         try:
             for packet in container.demux(stream):
@@ -387,16 +422,19 @@ def video_frames(file):
                 for frame in packet.decode():
                     now = shown / rate if frame.time is None else frame.time
                     if shown:
-                        yield image, now - begin, f"frame {shown - 1}"  # it goes when the next one comes
+                        # A frame disappears when the next frame comes.
+                        yield image, now - begin, f"frame {shown - 1}"
                     else:
                         begin = now
                     image = frame.to_image().rotate(frame.rotation, expand=True)
                     shown += 1
         except av.FFmpegError:
             promised = max(promised, held + 1)
-        if shown and not promised:  # by time: the pictures' own, or the file's, where sound may run on
-            lasts = stream.duration and stream.duration * stream.time_base or (container.duration or 0) / 1e6
-            promised = int(0.95 * held * float(lasts) / (now - begin + 1 / rate))
+        if shown and not promised:
+            # By time: that of the pictures, or that of the file, in which the sound may run on.
+            lasts = stream.duration and stream.duration * stream.time_base
+            lasts = float(lasts or (container.duration or 0) / 1e6)
+            promised = int(0.95 * held * lasts / (now - begin + 1 / rate))
         if held < promised:
             raise DataError(f"promises {promised} frames, holds {held}: cut short? fetch it again")
         if shown:
@@ -404,7 +442,8 @@ def video_frames(file):
 
 def natural_key(name):
     """Sorts frame2 before frame10: a longer number, without leading zeros, comes later."""
-    return [(len(part), part) if k % 2 else part for k, part in enumerate(re.split("0*([0-9]+)", str(name)))]
+    parts = re.split("0*([0-9]+)", str(name))
+    return [(len(part), part) if k % 2 else part for k, part in enumerate(parts)]
 
 def listing(folder, suffixes, skipped):
     """The folders of a folder, and its files with one of the suffixes, in natural order. Raises OSError."""
@@ -419,20 +458,24 @@ def listing(folder, suffixes, skipped):
     return found
 
 def read_clip(source, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, fps=None, skipped=None):
-    """One clip -> uint8 [T, H, W, 3], least <= T <= most; frames after `most` are not looked at. DataError.
+    """One clip -> uint8 [T, H, W, 3], least <= T <= most; frames after `most` are not decoded. DataError.
     source: a path (video, GIF, animated PNG or WebP, strip, folder of frames), the bytes of a file, or an
-    array [T, H, W, 3]. size, crop: as crop_resize. every: keep each `every`-th frame. fps: keep so many of
-    a second of the clip's own time. skipped: counts what a folder has beside frames."""
+    array [T, H, W, 3]. size, crop: as crop_resize. every: keep each `every`-th frame. fps: keep so many frames
+    of a second of the clip's own time. skipped: counts the files of a folder that are no frames."""
     video = []
-    with reading("" if isinstance(source, (bytes, np.ndarray)) else source):
+    name_in_error = "" if isinstance(source, (bytes, np.ndarray)) else source
+    with reading(name_in_error):
         frames = clip_frames(source, {} if skipped is None else skipped)
-        for image, stop, name in itertools.islice(frames, 0, None, every):
-            size_0 = size_0 if video else image.size
-            if image.size != size_0:
-                raise DataError("%s is %d x %d, the frames before it %d x %d" % (name, *image.size, *size_0))
-            if fps and stop is None:
+        for image, second, name in itertools.islice(frames, 0, None, every):
+            if not video:
+                wide, high = image.size
+            if image.size != (wide, high):
+                size = f"{image.width} x {image.height}"
+                raise DataError(f"{name} is {size}, the frames before it {wide} x {high}")
+            if fps and second is None:
                 raise DataError("has no times, so --fps says nothing: use --every")
-            times = math.ceil(stop * fps - 1e-6) - len(video) if fps else 1  # seen at 0, 1 / fps, ... seconds
+            # With fps, the clip is seen at 0, 1 / fps, ... seconds: a frame once, several times, or never.
+            times = math.ceil(second * fps - 1e-6) - len(video) if fps else 1
             video += [crop_resize(image, size, crop)] * min(times, most)
             if video and video[0].nbytes * len(video) > MAX_CLIP:
                 raise DataError(f"over {MAX_CLIP} bytes once decoded: a shorter clip is needed")
@@ -443,7 +486,7 @@ def read_clip(source, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, f
     return np.stack(video[:most])
 
 def array_clips(path, skipped):
-    """Yield (name, uint8 [T, H, W, 3]) for the arrays of an npz, which hold one clip or K."""
+    """Yield (name, uint8 [T, H, W, 3]) for the arrays of an npz, which hold a clip or K clips."""
     for key, array in read_arrays(path):
         if array.dtype != np.uint8 or array.ndim not in (4, 5) or array.shape[-1] != 3 or array.size == 0:
             count_skipped(skipped, "no uint8 array [(K,) T, H, W, 3]", f"{key}: {array.dtype} {array.shape}")
@@ -454,8 +497,8 @@ def array_clips(path, skipped):
 
 def read_clips(path, skipped, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, fps=None):
     """The clips of a folder, or of an npz of arrays [T, H, W, 3] or [K, T, H, W, 3] -> {name: [T, H, W, 3]}.
-    uint8, least <= T; a longer clip is cut after `most`. What is left out or cut is counted in `skipped`.
-    The rest: as read_clip. Raises DataError where the path itself cannot be read."""
+    uint8, least <= T; a longer clip is cut after `most`. Files and frames that are left out are counted in
+    `skipped`. The other arguments: as read_clip. Raises DataError if the path itself cannot be read."""
     if os.path.isdir(path):
         found = listing(path, STILL + MOVING, skipped)
         sources = [(entry.name if entry.is_dir() else Path(entry.name).stem, entry.path) for entry in found]
@@ -464,7 +507,8 @@ def read_clips(path, skipped, least=1, most=MAX_FRAMES, size=None, crop=True, ev
             sources = list(array_clips(path, skipped))
     else:
         raise DataError(f"{printable(path)}: {looks_like(str(path))}")
-    most = min(most, MAX_SET // (max(1, len(sources)) * 3 * size**2)) if size else most
+    if size:
+        most = min(most, MAX_SET // (max(1, len(sources)) * 3 * size ** 2))
     if most < least:
         raise DataError(f"{len(sources)} clips: {most} frames of each fit in or are kept, {least} are needed")
     clips = {}
@@ -481,65 +525,37 @@ def read_clips(path, skipped, least=1, most=MAX_FRAMES, size=None, crop=True, ev
     return clips
 
 def looks_like(path):
-    """What a path without clips seems to be, and the command that would serve."""
-    command = "python data_prep.py folder"
+    """A guess at a path without clips, and the command that would serve."""
     if os.path.isfile(path) and path.lower().endswith(STILL + MOVING):
-        return f"one clip, not a folder of clips: put it into a folder of its own, then {command} FOLDER"
+        return "one clip, not a folder of clips: put it into a folder of its own, and give that folder"
     if not os.path.isdir(path):
         return "neither a folder nor an npz with clips in it: unpack an archive first, give its folder"
     inside = listing(path, STILL + MOVING, {})
     if len(inside) > 1 and all(entry.name.lower().endswith(STILL) for entry in inside):
-        return f"looks like the frames of one clip: {command} {printable(Path(path).resolve().parent)}"
-    for folder in filter(os.DirEntry.is_dir, inside):
-        if any(below.is_dir() or below.name.lower().endswith(MOVING) for below in os.scandir(folder)):
-            return f"its clips seem to lie a level deeper: {command} {printable(folder.path)}"
+        return f"looks like the frames of one clip: give the folder {printable(Path(path).resolve().parent)}"
+    if any(entry.is_dir() for entry in inside):
+        return f"its clips seem to lie a level deeper: give a folder inside, as {printable(inside[0].path)}"
     return "no usable clip"
 
-def count_skipped(skipped, why, name):
-    """Count what is left out in skipped, {kind: (text, names)}; a kind is a text without numbers, names."""
-    kind = re.sub(r"<[^<>]*>|0x[0-9a-fA-F]+|'[^']*'|[0-9]+", "..", why)
-    skipped.setdefault(kind, (why, []))[1].append(printable(name))
+def count_skipped(skipped, reason, name):
+    """Record a skipped file in {kind: (reason, names)}. Reasons that differ only in numbers or quoted names
+    are of a kind and counted together."""
+    kind = re.sub(r"<[^<>]*>|0x[0-9a-fA-F]+|'[^']*'|[0-9]+", "..", reason)
+    skipped.setdefault(kind, (reason, []))[1].append(printable(name))
 
 def report_skipped(skipped):
-    """Print what was left out: how many, why (in the first one's words), and the first names."""
-    for why, names in skipped.values():
-        print(f"skipped {len(names)}: {why}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+    """Print how many files were left out, why (in the words of the first), and the first names."""
+    for reason, names in skipped.values():
+        print(f"skipped {len(names)}: {reason}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
 
-# ---- Drawn stand-ins, until the real clips are there (drawings.py) ---------------------------------------
-def draw_chairs(clips=64, frames=16, size=64, seed=0, progress=lambda done, total: None):
-    """Drawn chairs -> Clips, uint8 [clips, frames, size, size, 3]: an identity a clip, one rotation for all.
-    Clip j depends on seed and j alone. progress(done, total) is called after every clip."""
-    videos = np.empty((clips, frames, size, size, 3), np.uint8)
-    for index in range(clips):
-        videos[index] = render_chair(make_chair(np.random.default_rng([seed, index])), frames, size)
-        progress(index + 1, clips)
-    names = [f"chair{index:03d}" for index in range(clips)]
-    return Clips(videos, np.arange(clips), np.zeros(clips, np.int64), names, ["rotation"], names,
-                 f"drawn chairs (seed {seed}), a stand-in: python data_prep.py chair prepares the real ones")
-
-def draw_people(frames=16, size=64, seed=0, progress=lambda done, total: None):
-    """Drawn people -> Clips, uint8 [90, frames, size, size, 3], 9 persons x 10 actions; `full` keeps at least
-    40 frames of each. progress(done, total) is called after every clip."""
-    pairs = list(itertools.product(PERSONS, MOTIONS))
-    clips = []
-    for index in range(len(PERSONS)):
-        rng = np.random.default_rng([seed, index])
-        person = make_person(rng, index, size)
-        for action in MOTIONS:
-            t = rng.integers(MOTIONS[action][1]) + np.arange(max(frames, KEPT))  # a phase of their own
-            clips.append(draw_clip(*person, action, t[:, None, None]))
-            progress(len(clips), len(pairs))
-    source = f"drawn people (seed {seed}), a stand-in: python data_prep.py weizmann prepares the real films"
-    return from_clips(clips, frames, ["_".join(pair) for pair in pairs], *zip(*pairs), source)
-
-# ---- Clips for nav.py: which ones, and which of their frames ---------------------------------------------
+# ---- Clips for nav.py: which clips, and which of their frames --------------------------------------------
 def data_path(dataset):
     """--dataset as a file: PATH.npz as it is, or data/NAME.npz."""
     return Path(dataset) if dataset.lower().endswith(".npz") else Path("data", f"{dataset}.npz")
 
 def find(dataset, count=None, layout=None, drawn=False):
     """nav.py's --dataset, --clips and --layout -> (Clips, their file or None). Raises DataError.
-    Stand-ins are drawn for chair and weizmann where there is no such file, or if they are to be `drawn`."""
+    Stand-ins are drawn for chair and weizmann if there is no such file, or if `drawn` says so."""
     path = data_path(dataset)
     drawn = drawn or not path.is_file()
     if not drawn:
@@ -550,34 +566,35 @@ def find(dataset, count=None, layout=None, drawn=False):
         clips = draw_people(progress=Progress("drawing stand-ins"))
     else:
         folder = dataset if os.path.isdir(dataset) else "PATH"
-        how = "golf" if dataset == "golf" else f"folder {folder} --name NAME"
-        raise DataError(f"--dataset {dataset}: there is no {path}; python data_prep.py {how} makes one")
+        command = "golf" if dataset == "golf" else f"folder {folder} --name NAME"
+        raise DataError(f"--dataset {dataset}: there is no {path}; python data_prep.py {command} makes one")
     if count and count > len(clips.names):
         raise DataError(f"--clips {count}: {dataset} holds {len(clips.names)}")
-    clips = compact(subset(clips, range(count))) if count else clips
+    if count:
+        clips = compact(subset(clips, range(count)))
     if layout == "grid" and not clips.grid:
         raise DataError(f"--layout grid: {len(clips.static_names)} static and {len(clips.transient_names)} "
                         f"transient names for {len(clips.names)} clips make none; folder --grid makes one")
-    if layout in ("static", "both", "transient"):  # figure 2, section 4.1
+    if layout in ("static", "both", "transient"):  # Fig. 2, Sec. 4.1
         own = np.arange(len(clips.names)), clips.names
         shared = np.zeros(len(clips.names), np.int64), ["all"]
-        static = shared if layout == "transient" else own
-        transient = shared if layout == "static" else own
-        clips = dataclasses.replace(clips, static_id=static[0], static_names=static[1],
-                                    transient_id=transient[0], transient_names=transient[1])
+        static_id, static_names = shared if layout == "transient" else own
+        transient_id, transient_names = shared if layout == "static" else own
+        clips = dataclasses.replace(clips, static_id=static_id, static_names=static_names,
+                                    transient_id=transient_id, transient_names=transient_names)
     return clips, None if drawn else str(path.resolve())
 
 def subset(clips, keep, every=1):
     """The clips of indices `keep`, every `every`-th frame of them -> Clips with the same dictionaries."""
-    ends = clips.length.cumsum()
-    pieces = [clips.full[ends[j] - clips.length[j]:ends[j]][::every] for j in keep]
+    films = np.split(clips.full, clips.length.cumsum()[:-1])
+    films = [films[j][::every] for j in keep]
     return dataclasses.replace(
         clips, videos=clips.videos[keep, ::every], static_id=clips.static_id[keep],
         transient_id=clips.transient_id[keep], names=[clips.names[j] for j in keep],
-        full=np.concatenate(pieces), length=np.array([len(piece) for piece in pieces]))
+        full=np.concatenate(films), length=np.array([len(film) for film in films]))
 
 def compact(clips):
-    """The same clips without the dictionary rows that none of them uses: what is not seen has no codes."""
+    """The same clips without the dictionary rows that none of them uses: an unseen name has no codes."""
     i, static_id = np.unique(clips.static_id, return_inverse=True)
     k, transient_id = np.unique(clips.transient_id, return_inverse=True)
     return dataclasses.replace(
@@ -585,48 +602,71 @@ def compact(clips):
         transient_id=transient_id, transient_names=[clips.transient_names[row] for row in k])
 
 def movement(film):
-    """What moves in a film uint8 [T, H, W, 3], H and W multiples of 16 -> float32 [T, 256], of mean square
-    norm 1: |frame - the frame before|, grey, averaged to 16 x 16."""
+    """The motion in a film uint8 [T, H, W, 3], H and W multiples of 16 -> float32 [T, 256].
+    |frame - the frame before|, grey, averaged to 16 x 16, scaled to a mean square norm of 1."""
     T, H, W = film.shape[:3]
     change = np.abs(np.diff(film.mean(3, dtype=np.float32), axis=0))
-    change = np.concatenate([change[:1], change]).reshape(T, 16, H // 16, 16, W // 16).mean((2, 4))
-    return change.reshape(T, 256) / max(1e-9, np.sqrt(np.square(change).sum() / T))
+    change = np.concatenate([change[:1], change])
+    change = change.reshape(T, 16, H // 16, 16, W // 16).mean((2, 4))
+    norm = np.sqrt(np.square(change).sum() / T)
+    return change.reshape(T, 256) / max(1e-9, norm)
 
-def aligned(clips, unseen=(), starts=64, sweeps=40):
-    """nav.py --window aligned: videos are the L frames in which clips of a transient row move alike -> Clips.
-    Of each row, film after film takes the window that moves most like the mean of the others', until none
-    changes; it starts from those most like one of the films' windows, of which up to `starts` are tried. The
-    start whose windows differ least in the end, per motion of their mean, wins. Clips of indices `unseen`
-    have no say in it: they take the window that moves most like that mean."""
+def closest(windows, means):
+    """The index of the window [n, d] that is closest to each mean [S, d] -> int64 [S]."""
+    return (np.square(windows).sum(1) - 2 * means @ windows.T).argmin(1)
+
+def choose_windows(films, L, voters, starts=64, sweeps=40):
+    """The begin of the L frames in which films move alike -> int64 [len(films)].
+    Coordinate descent: each film in turn takes the window closest to the mean of the other films' windows,
+    until nothing changes. It starts from the windows closest to a window of a film, for up to `starts` windows;
+    the start wins whose windows differ least in the end, relative to the motion of their mean. The first
+    `voters` films make the means, the others only follow."""
+    windows = [sliding_window_view(movement(film), L, 0).reshape(-1, 256 * L) for film in films]
+    candidates = [window for film in windows[:voters] for window in film]
+    picked = np.linspace(0, len(candidates) - 1, min(starts, len(candidates))).astype(int)
+    first = np.stack([candidates[j] for j in picked])  # (S, 256 L)
+    begin = np.stack([closest(film, first) for film in windows])  # (films, S)
+    chosen = np.stack([film[at] for film, at in zip(windows, begin)])  # (films, S, 256 L)
+    for _ in range(sweeps):
+        before = begin.copy()
+        for k, film in enumerate(windows):
+            is_voter = k < voters
+            others = voters - is_voter
+            if others:
+                mean = (chosen[:voters].sum(0) - chosen[k] * is_voter) / others
+                begin[k] = closest(film, mean)
+                chosen[k] = film[begin[k]]
+        if (begin == before).all():
+            break
+    mean = chosen[:voters].mean(0)
+    disagreement = np.square(chosen[:voters] - mean).sum((0, 2)) / np.square(mean).sum(1).clip(1e-9)
+    return begin[:, disagreement.argmin()]
+
+def aligned(clips, held_out=()):
+    """nav.py --window aligned: for each clip the begin of its window -> int64 [N].
+    Clips of a transient row get the windows in which they move alike. Clips of indices `held_out` have no say:
+    they take the window that moves most like the mean of the others."""
     L = clips.videos.shape[1]
     films = np.split(clips.full, clips.length.cumsum()[:-1])
     begin = np.zeros(len(films), int)
-    for row in np.unique(clips.transient_id):
-        members = sorted(np.flatnonzero(clips.transient_id == row), key=lambda j: j in unseen)
-        n = len({*members}.difference(unseen)) or 1  # that have a say: the first ones
-        windows = [sliding_window_view(movement(films[j]), L, 0).reshape(-1, 256 * L) for j in members]
-        first = [window for w in windows[:n] for window in w]
-        spread = np.linspace(0, len(first) - 1, min(starts, len(first))).astype(int)
-        first = np.stack([first[j] for j in spread])  # [starts, 256 * L]
-        at = np.stack([(np.square(w).sum(1) - 2 * first @ w.T).argmin(1) for w in windows])
-        chosen = np.stack([w[i] for w, i in zip(windows, at)])  # [films, starts, 256 * L]
-        for _ in range(sweeps):
-            before = at.copy()
-            for k, w in enumerate(windows):
-                if others := n - (k < n):
-                    mean = (chosen[:n].sum(0) - chosen[k] * (k < n)) / others
-                    at[k] = (np.square(w).sum(1) - 2 * mean @ w.T).argmin(1)
-                    chosen[k] = w[at[k]]
-            if (at == before).all():
-                break
-        mean = chosen[:n].mean(0)
-        differ = np.square(chosen[:n] - mean).sum((0, 2)) / np.square(mean).sum(1).clip(1e-9)
-        begin[members] = at[:, differ.argmin()]
-    return dataclasses.replace(clips, full=None, videos=np.stack([f[t:t + L] for f, t in zip(films, begin)]))
+    for row in range(len(clips.transient_names)):
+        members = np.flatnonzero(clips.transient_id == row)
+        members = sorted(members, key=lambda j: j in held_out)  # the held-out clips come last
+        voters = sum(j not in held_out for j in members) or 1
+        if members:
+            begin[members] = choose_windows([films[j] for j in members], L, voters)
+    return begin
+
+def at_windows(clips, begin):
+    """The same Clips, of L frames from begin [N] on, and nothing longer."""
+    L = clips.videos.shape[1]
+    films = np.split(clips.full, clips.length.cumsum()[:-1])
+    videos = np.stack([film[at : at + L] for film, at in zip(films, begin)])
+    return dataclasses.replace(clips, full=None, videos=videos)
 
 # ---- Downloads and archives: streams that are never unpacked ---------------------------------------------
 class Remote:
-    """The bytes of an http(s) address from `position` on, as a file that goes on where a connection broke."""
+    """The bytes of an http(s) address from `position` on, as a file that resumes a broken connection."""
     def __init__(self, url, position=0):
         self.url = url
         self.position = position
@@ -636,7 +676,7 @@ class Remote:
     def connect(self):
         request = Request(self.url, headers={"User-Agent": "data_prep", "Range": f"bytes={self.position}-"})
         self.response = urlopen(request, timeout=TIMEOUT)
-        skip = 0 if self.response.status == 206 else self.position  # a server without ranges begins anew
+        skip = 0 if self.response.status == 206 else self.position  # a server without ranges begins at 0
         self.total = int(self.response.headers.get("Content-Length", 0)) + self.position - skip
         while skip:
             skip -= len(self.response.read(min(skip, 1 << 20))) or skip
@@ -650,24 +690,28 @@ class Remote:
                 data = self.response.read(min(count, 1 << 20))
                 self.position += len(data)
                 self.progress(self.position / 1e6, self.total / 1e6)
-                if self.position < MAX_STREAM if data else self.position >= self.total:
+                is_end = not data and self.position >= self.total
+                if is_end or data and self.position < MAX_STREAM:
                     return data
                 raise OSError("the connection broke, or the file is endless")
             except Exception as error:  # OSError, ValueError or http.client's
-                if 400 <= getattr(error, "code", 0) < 500 and error.code not in (408, 429):
-                    raise ConnectionRefusedError(f"{self.url}: check it: answer {error.code}") from None
+                code = getattr(error, "code", 0)
+                if 400 <= code < 500 and code not in (408, 429):
+                    raise ConnectionRefusedError(f"{self.url}: check it: answer {code}") from None
                 self.response = None
-                why = printable(error) or type(error).__name__
-                time.sleep(BACKOFF * 2**failures)
-        raise ConnectionError(f"{self.url}: {why}, at byte {self.position}: run the same command again")
+                reason = printable(error) or type(error).__name__
+                time.sleep(BACKOFF * 2 ** failures)
+        raise ConnectionError(f"{self.url}: {reason}, at byte {self.position}: run the same command again")
 
 def download_if_url(source, options):
-    """A path on this machine for --source. An address is fetched whole into OUT/downloads, where NAME.part
-    goes on after a stop, and noted in options.fetched. Raises OSError."""
+    """A path on this machine for --source. Raises OSError.
+    An address is fetched whole into OUT/downloads, where NAME.part goes on after a stop, and recorded in
+    options.fetched."""
     if "://" not in source:
         return Path(source)
     name = re.sub("[^A-Za-z0-9._-]", "", source.split("?")[0].rstrip("/").rpartition("/")[2])
-    path = Path(options.out, "downloads", f"{zlib.crc32(source.encode()):08x}-{name}")  # names may be alike
+    # The checksum tells apart addresses that end in the same name.
+    path = Path(options.out, "downloads", f"{zlib.crc32(source.encode()):08x}-{name}")
     part = path.with_name(path.name + ".part")
     if not path.exists():
         options.fetched.append(path)
@@ -689,90 +733,105 @@ class SmallHeaders(tarfile.TarInfo):
         return info
 
 def members(source, skipped):
-    """(name, read) of every regular file in a folder, a zip or a tar (a Path), or in a tar (an address).
-    read() gives its bytes, at most MAX_FILE. Nothing is written under a member's name and no link is
-    followed, so no name leads anywhere. Of a damaged archive, all before the damage is read. OSError."""
-    def usable(name, regular, size):
-        if not regular or size > MAX_FILE:
+    """Yield (name, read) of every regular file in a folder, a zip or a tar (a Path), or in a tar (an address).
+    read() gives the bytes, at most MAX_FILE, and is valid until the next member is asked for. Nothing is
+    written under a member's name and no link is followed, so no name leads anywhere. Of a damaged archive, all
+    before the damage is read. Raises OSError."""
+    def is_usable(name, is_regular, size):
+        good = is_regular and size <= MAX_FILE
+        if not good:
             count_skipped(skipped, f"a link or another special member, or over {MAX_FILE} bytes", name)
-        return regular and size <= MAX_FILE
+        return good
 
-    local = isinstance(source, Path)
+    is_path = isinstance(source, Path)
     with reading(source, "the rest of the archive is damaged", skipped):
-        if local and source.is_dir():
+        if is_path and source.is_dir():
             for path in sorted(source.rglob("*"), key=natural_key):
-                regular = path.is_file() and not path.is_symlink()
-                if (path.is_symlink() or not path.is_dir()) and usable(path, regular, path.lstat().st_size):
+                is_regular = path.is_file() and not path.is_symlink()
+                is_folder = path.is_dir() and not path.is_symlink()
+                if not is_folder and is_usable(path, is_regular, path.lstat().st_size):
                     yield path.relative_to(source).as_posix(), path.read_bytes
-        elif local and zipfile.is_zipfile(source):
+        elif is_path and zipfile.is_zipfile(source):
             archive = zipfile.ZipFile(source)
             for info in archive.infolist():
-                regular = info.external_attr >> 28 in (0, 8) and info.compress_type in (0, 8)  # a file; zlib
-                if not info.is_dir() and usable(info.filename, regular, info.file_size):
+                # A plain file, stored or deflated.
+                is_regular = info.external_attr >> 28 in (0, 8) and info.compress_type in (0, 8)
+                if not info.is_dir() and is_usable(info.filename, is_regular, info.file_size):
                     yield info.filename, lambda: archive.open(info).read(info.file_size)
         else:
-            stream = io.FileIO if local else Remote
-            unpack = {b"BZh": bz2.open, b"\x1f\x8b\x08": gzip.open}.get(stream(source).read(3), lambda f: f)
-            archive = tarfile.open(fileobj=unpack(stream(source)), mode="r|", tarinfo=SmallHeaders)
+            stream = io.FileIO if is_path else Remote
+            openers = {b"BZh": bz2.open, b"\x1f\x8b\x08": gzip.open}
+            opener = openers.get(stream(source).read(3), lambda file: file)
+            archive = tarfile.open(fileobj=opener(stream(source)), mode="r|", tarinfo=SmallHeaders)
             while info := archive.next():
                 archive.members.clear()  # tarfile would keep every header
-                if not info.isdir() and usable(info.name, info.isreg(), info.size):
+                if not info.isdir() and is_usable(info.name, info.isreg(), info.size):
                     yield info.name, lambda: archive.extractfile(info).read()
 
-# ---- The sets: a function a command, (options, skipped) -> Clips ------------------------------------------
+# ---- The sets: a function for each command, (options, skipped) -> Clips ----------------------------------
 CHAIR = "https://www.di.ens.fr/willow/research/seeing3Dchairs/data/rendered_chairs.tar"
 WEIZMANN = "http://www.wisdom.weizmann.ac.il/~vision/VideoAnalysis/Demos/SpaceTimeActions/DB/"
 GOLF = "http://data.csail.mit.edu/videogan/golf.tar.bz2"
-STRIP = re.compile(r"^.*frames-stable-many/|\.\w+$")  # what a golf strip's path has around its name
+PERSONS = ("daria", "denis", "eli", "ido", "ira", "lena", "lyova", "moshe", "shahar")
+ACTIONS = ("bend", "jack", "jump", "pjump", "run", "side", "skip", "walk", "wave1", "wave2")
 RENDER = re.compile(r"(?:.*/)?([^/]+)/renders/image_([0-9]{1,9})_p([0-9]{1,9})_t[0-9]+_r[0-9]+\.png")
 FILM = re.compile(rf"(?:.*/)?([a-z]+)_({'|'.join(ACTIONS)})([12]?)\.avi", re.IGNORECASE)
+STRIP = re.compile(r"^.*frames-stable-many/|\.\w+$")  # the parts of a golf strip's path around its name
 
 def chair(options, skipped):
-    """'Seeing 3D Chairs' (section 4.1, appendix A).
-    A model has 31 views at each of two elevations. Its four sequences are, at either, 16 views from the first
-    on, and 16 from half a turn later on, over the end of the circle. 820 models are drawn with the seed.
-    Clips come sequence by sequence, first the lower elevation from the first view; --clips cuts the list."""
+    """'Seeing 3D Chairs' (Sec. 4.1, Appendix A).
+    A model has 31 views at each of two elevations. Its four sequences are, at either elevation, 16 views from
+    the first on, and 16 from half a turn later on, over the end of the circle. 820 models are drawn with the
+    seed. Clips come sequence by sequence, first the lower elevation from the first view; --clips cuts the list."""
     source = download_if_url(options.source or CHAIR, options)
     views = {}  # {model: {elevation: its views}}: a first pass reads the names alone
     for total, (name, _) in enumerate(members(source, {}), 1):
         if match := RENDER.fullmatch(name):
-            views.setdefault(match[1], {}).setdefault(int(match[3]), set()).add(match[2])
-    views = {model: dict(sorted(views[model].items())[:2]) for model in sorted(views)}
-    usable = [model for model in views if max(map(len, views[model].values())) >= options.frames]
-    for model in views.keys() - {*usable}:
-        count_skipped(skipped, f"a model with fewer than {options.frames} renders", model)
-    drawn = [usable[k] for k in np.random.default_rng(options.seed).permutation(len(usable))[:CHAIRS]]
+            model, view, elevation = match.groups()
+            views.setdefault(model, {}).setdefault(int(elevation), set()).add(view)
+    usable = []
+    for model in sorted(views):
+        views[model] = dict(sorted(views[model].items())[:2])
+        if max(map(len, views[model].values())) >= options.frames:
+            usable.append(model)
+        else:
+            count_skipped(skipped, f"a model with fewer than {options.frames} renders", model)
+    order = np.random.default_rng(options.seed).permutation(len(usable))[:CHAIRS]
+    drawn = [usable[k] for k in order]
     turns = {(model, elevation): {} for model in drawn for elevation in views[model]}  # {view: its picture}
     progress = Progress("resizing files")
     for done, (name, read) in enumerate(members(source, skipped)):
         match = RENDER.fullmatch(name)
-        if match and (turn := turns.get((match[1], int(match[3])))) is not None:
+        turn = match and turns.get((match[1], int(match[3])))
+        if turn is not None:
             with reading(name, skipped=skipped):
                 picture = to_rgb(Image.open(io.BytesIO(read()), formats=DECODERS))
                 turn[int(match[2])] = crop_resize(picture, options.size, share=2 / 3)
         progress(done, total)
-    clips = {}  # {(kind of sequence, model): its pictures}
+    sequences = {}  # {(kind of sequence, model): its pictures}
     for (model, elevation), turn in turns.items():
         circle = [turn[view] for view in sorted(turn)] * 2
         for half, start in ("first", 0), ("second", (len(turn) + 1) // 2):
             if len(turn) >= options.frames:
                 kind = f"elevation {elevation}, {half} half of the turn"
-                clips[kind, model] = circle[start : start + options.frames]
-    kinds, models = zip(*sorted(clips, key=lambda key: key[0])[: options.clips]) if clips else ((), ())
-    return from_clips([clips.pop(key) for key in zip(kinds, models)], options.frames,
-                      [f"{model} {kind}" for kind, model in zip(kinds, models)], models, kinds,
-                      f"Seeing 3D Chairs, {options.source or CHAIR}")
+                sequences[kind, model] = circle[start : start + options.frames]
+    keys = sorted(sequences, key=lambda key: key[0])[: options.clips]
+    clips = [sequences.pop(key) for key in keys]
+    return from_clips(clips, options.frames, [f"{model} {kind}" for kind, model in keys],
+                      [model for _, model in keys], [kind for kind, _ in keys],
+                      f"Seeing 3D Chairs, {options.source or CHAIR}", "chair")
 
 def weizmann(options, skipped):
-    """Weizmann's actions (section 4.1, appendix A): people x actions, whole films in `full`.
-    Of a person's two films of one action (lena's run, skip, walk) the first is taken."""
+    """Weizmann's actions (Sec. 4.1, Appendix A): people x actions, whole films in `full`.
+    Of a person's two films of an action (lena's run, skip, walk) the first is taken."""
     source = options.source or WEIZMANN
-    whole = "://" not in source or re.search(r"\.(zip|tar|gz|bz2)(\?|$)", source)
-    addresses = [source] if whole else [f"{source.rstrip('/')}/{action}.zip" for action in ACTIONS]
+    is_whole = "://" not in source or re.search(r"\.(zip|tar|gz|bz2)(\?|$)", source)
+    addresses = [source] if is_whole else [f"{source.rstrip('/')}/{action}.zip" for action in ACTIONS]
     paths = [download_if_url(address, options) for address in addresses]
-    paths += [zipped for path in paths if path.is_dir() for zipped in sorted(path.rglob("*.zip"))]
+    for folder in [path for path in paths if path.is_dir()]:
+        paths += sorted(folder.rglob("*.zip"))
     films = {}
-    for name, read in (member for path in paths for member in members(path, skipped)):
+    for name, read in itertools.chain.from_iterable(members(path, skipped) for path in paths):
         if match := FILM.fullmatch(name):
             with reading(name, skipped=skipped):
                 key = match[1].lower(), match[2].lower()
@@ -782,38 +841,42 @@ def weizmann(options, skipped):
     keys = sorted(films)[: options.clips]
     source += ", not cropped" if options.no_crop else ""
     return from_clips([films.pop(key) for key in keys], options.frames, ["_".join(key) for key in keys],
-                      [who for who, _ in keys], [action for _, action in keys], f"Weizmann actions, {source}")
+                      [person for person, _ in keys], [action for _, action in keys],
+                      f"Weizmann actions, {source}", "weizmann")
 
 def golf(options, skipped):
-    """Golf scenes of 'Generating Videos with Scene Dynamics' (section 4.1).
+    """Golf scenes of 'Generating Videos with Scene Dynamics' (Sec. 4.1).
     Reading stops when there are enough clips, so the draw is made on the way: the seed tosses for every
-    strip, one in four is taken, and one from each video (a folder) where the list has as many videos as clips
-    are wanted. What the toss passed over fills up a small archive. A clip is a strip's first frames."""
+    strip, one in four is taken, and one from each video (a folder) if the list has as many videos as clips
+    are wanted. The strips that the toss passed over fill up a small archive. A clip is a strip's first frames."""
     source = options.source or GOLF
-    names = golf_list(source)
-    video_of = os.path.dirname  # a video's strips share a folder
-    one_each = names is not None and len({*map(video_of, names)}) >= options.clips
+    listed = golf_list(source)
+    video_of = os.path.dirname  # the strips of a video share a folder
+    one_each = listed is not None and len(set(map(video_of, listed))) >= options.clips
     clips, spare = {}, {}
     archive = source if "://" in source and not options.keep else download_if_url(source, options)
     for path, read in members(archive, skipped):
         name = STRIP.sub("", path)
         if not path.lower().endswith((".jpg", ".jpeg", ".png")):
             continue
-        toss = np.random.default_rng([options.seed, zlib.crc32(name.encode())]).random() < 0.25
-        take = clips if toss and not (one_each and video_of(name) in map(video_of, clips)) else spare
+        is_tossed = np.random.default_rng([options.seed, zlib.crc32(name.encode())]).random() < 0.25
+        is_second = one_each and video_of(name) in map(video_of, clips)
+        take = clips if is_tossed and not is_second else spare
         with reading(name, skipped=skipped):
-            if names is not None and name not in names:
+            if listed is not None and name not in listed:
                 raise DataError("not in the list")
             if take is clips or len(spare) < options.clips:
                 take[name] = read_clip(read(), options.frames, options.frames, options.size)
         if len(clips) >= options.clips:
             break
-    for again, name in itertools.product((False, True), [*spare]):  # what is missing: of other videos first
-        if name in spare and (again or video_of(name) not in map(video_of, clips)):
-            clips[name] = spare.pop(name)
-    order = sorted([*clips][: options.clips], key=natural_key)
+    # A small archive is filled up, first with strips of videos that gave none.
+    for any_video in (False, True):
+        for name in list(spare):
+            if any_video or video_of(name) not in map(video_of, clips):
+                clips[name] = spare.pop(name)
+    order = sorted(list(clips)[: options.clips], key=natural_key)
     return from_clips([clips.pop(name) for name in order], options.frames, order, order, order,
-                      f"golf scenes, {source}")
+                      f"golf scenes, {source}", "golf")
 
 def golf_list(source):
     """golf.txt beside the archive -> the set of its strips' names; None without it: every strip counts."""
@@ -831,50 +894,324 @@ def folder(options, skipped):
     """Your own: a folder of videos, GIFs, strips or frame folders, or an npz of arrays."""
     clips = read_clips(options.source, skipped, options.frames, options.keep_frames or 4 * options.frames,
                        options.size, not options.no_crop, options.every, options.fps)
-    for name in [name for name in clips if options.grid and not all(name.rpartition("_")[::2])]:
-        count_skipped(skipped, "--grid reads static_transient, as daria_wave1; this is no such name", name)
-        del clips[name]
+    if options.grid:
+        for name in list(clips):
+            if not all(name.rpartition("_")[::2]):
+                count_skipped(skipped, "--grid reads static_transient, as daria_wave1, not this name", name)
+                del clips[name]
     if not clips:
         raise DataError(f"{printable(options.source)}: {looks_like(options.source)}")
     names = [printable(name, 1000) for name in clips]
     pairs = [name.rpartition("_")[::2] if options.grid else (name, name) for name in names]
     source = f"clips of {printable(Path(options.source).resolve().name)}"
-    return from_clips([clips.pop(name) for name in list(clips)], options.frames, names, *zip(*pairs), source)
+    return from_clips([clips.pop(name) for name in list(clips)], options.frames, names,
+                      [static for static, _ in pairs], [transient for _, transient in pairs], source, "own")
 
 def draw(options, _):
     """The drawn stand-ins, as a file."""
-    more = options.frames, options.size, options.seed, Progress("drawing")
-    return draw_people(*more) if options.what == "weizmann" else draw_chairs(options.clips or 64, *more)
+    progress = Progress("drawing")
+    if options.what == "weizmann":
+        return draw_people(options.frames, options.size, options.seed, progress)
+    return draw_chairs(options.clips or 64, options.frames, options.size, options.seed, progress)
+
+# ---- Drawn chairs: the stand-in of `--dataset chair` until the real renders are there --------------------
+# A chair is a list of convex solids, which may overlap. A solid is a lower and an upper ring of corners,
+# complex [2n] (x + iy in metres; the front is +y), their heights [2n] and a colour.
+
+AZIMUTHS = 31  # those of 'Seeing 3D Chairs', at an elevation of 20 degrees
+SUPERSAMPLE = 4  # rays of a pixel: 4 x 4
+
+def colour(hue, saturation, value):
+    """Numbers from 0 to 1 -> RGB, 0 to 255."""
+    return 255 * np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
+
+def ring(wide, deep=None, sides=4):
+    """Half sizes -> the complex corners of a rectangle, or of an ellipse with more sides."""
+    corners = np.exp(2j * np.pi * (np.arange(sides) + 0.5) / sides) / np.cos(np.pi / sides)
+    return corners.real * wide + 1j * corners.imag * (deep or wide)
+
+def make_chair(rng):
+    """A random chair -> its solids. No part is thinner than a pixel of a 64 x 64 frame."""
+    uniform = rng.uniform
+    wood = colour(uniform(0.05, 0.1), uniform(0, 0.75), uniform(0.2, 0.95))  # or grey, or white
+    soft = colour(uniform(), uniform(0.25, 0.9), uniform(0.45, 0.95))
+    # Half sizes of the seat, and its height; height and lean of the back, half size of a leg.
+    w, d, seat = uniform((0.21, 0.20, 0.38), (0.28, 0.26, 0.50))
+    height, lean, leg = uniform((0.36, 0.03, 0.022), (0.60, 0.14, 0.032))
+    back = rng.choice(["panel", "padded", "slats", "spindles", "tub"])
+    is_tub = back == "tub"
+    solids = []
+
+    def add(low, high, lower, upper=None, tint=wood):
+        rings = np.concatenate([lower, lower if upper is None else upper])
+        heights = np.concatenate([low + 0 * lower.real, high + 0 * lower.real])
+        solids.append((rings, heights, tint))
+        if abs(rings.real.mean()) > 1e-9:  # a part beside the middle has a twin on the other side
+            solids.append((-rings.conj(), heights, tint))
+
+    add(seat - 0.04, seat, ring(w, d, 16 if is_tub else 4), tint=soft if uniform() < 0.5 else wood)
+    if uniform() < 0.5:  # a cushion
+        sides = 16 if is_tub else 4
+        add(seat, seat + 0.04, ring(0.86 * w, 0.86 * d, sides), ring(0.8 * w, 0.8 * d, sides), soft)
+
+    # Legs meet the seat at x, y.
+    x, y = np.array([w, d]) * (0.72 if is_tub else 1) - leg - 0.01
+    front = x + 1j * y + ring(leg)
+    rear = x - 1j * y + ring(leg)
+    straight = [(0, seat - 0.02, front), (0, seat - 0.02, rear)]
+    column = (0.02, seat - 0.02, ring(0.042, sides=12), ring(0.032, sides=12))
+    directions = np.exp(1j * np.radians([90, 18, -54]))
+    legs = {
+        "straight": straight,
+        "splayed": [(0, seat - 0.02, uniform(1.15, 1.4) * spot, spot) for spot in (front, rear)],
+        "sled": [*straight, (0, 1.6 * leg, x + ring(leg, y + leg))],
+        "pedestal": [column, (0, 0.035, ring(w, sides=16), ring(0.85 * w, sides=16))],
+        "star": [column, *((0, 0.045, way * (w / 2 + ring(w / 2, 0.022))) for way in directions)],
+    }
+    post = w - 0.02 + 1j * (d - 0.06) + ring(0.018)
+    rest = w - 0.02 - 0.02j + ring(0.026, d)
+    arms = {
+        "none": [],
+        "posts": [(seat - 0.04, seat + 0.2, post), (seat + 0.2, seat + 0.23, rest)],
+        "panels": [(seat * uniform(0.4, 0.9), seat + 0.2, w + 0.03 + ring(0.03, d), None, soft)],
+    }
+    for part in legs[rng.choice(list(legs))]:
+        add(*part)
+    for part in [] if is_tub else arms[rng.choice(list(arms))]:
+        add(*part)
+
+    # Parts of a back: x of the middle, shares of the height where it begins and ends, half sizes, colour.
+    edge = (w - 0.022, 0, 1, 0.022, 0.022, wood)
+    backs = {
+        "panel": [(0, 0, 1, w, 0.022, soft)],
+        "padded": [edge, (0, uniform(0.15, 0.4), 0.96, w - 0.03, 0.028, soft)],
+        "slats": [edge, *((0, h, h + 0.15, w - 0.03, 0.014, wood) for h in (0.3, 0.55, 0.8))],
+        "spindles": [edge, (0, 0.84, 0.97, w - 0.03, 0.02, wood),
+                     *((share * w, 0, 0.9, 0.014, 0.014, wood) for share in (0, 0.3, 0.6))],
+        "tub": [],
+    }
+    for x, low, high, wide, deep, tint in backs[back]:
+        lower = x - 1j * (d - 0.02 + lean * low) + ring(wide, deep)
+        upper = x - 1j * (d - 0.02 + lean * high) + ring(wide, deep)
+        add(seat + low * height, seat + high * height, lower, upper, tint)
+    if is_tub:  # a round wall of wedges, lower in front
+        angles = np.linspace(0, uniform(1.7, 2.1), 8)  # from the rear
+        for a, b in itertools.pairwise(angles):
+            angle = np.array([a, b, b, a])
+            wall = (w * np.sin(angle) - 1j * d * np.cos(angle)) * [0.84, 0.84, 0.99, 0.99]
+            add(seat, seat + height * (0.42 - 0.23 * wall.imag / d), wall, tint=soft)
+    return solids
+
+def render_chair(solids, frames, size):
+    """Solids -> uint8 [frames, size, size, 3], azimuth k * 360 / 31; all azimuths together fill the frame."""
+    up, level = np.sin(np.radians(20)), np.cos(np.radians(20))
+    turns = np.exp(2j * np.pi * np.arange(AZIMUTHS) / AZIMUTHS)[:, None]
+    seen = []  # corners [31, 2n, 3]: right, down and depth from a camera 3 m from the chair's middle
+    for rings, heights, _ in solids:
+        spot = turns * rings
+        z = heights - 0.45
+        seen.append(np.stack([-spot.real, up * spot.imag - level * z, 3 - level * spot.imag - up * z], -1))
+    flat = [points[..., :2] / points[..., 2:] for points in seen]
+    low = np.concatenate(flat, 1).min((0, 1))
+    high = np.concatenate(flat, 1).max((0, 1))
+    big = size * SUPERSAMPLE
+    step = ((high - low) / (0.92, 0.8)).max() / big  # from ray to ray
+    x, y = (np.arange(big) + 0.5 - big / 2) * step + (low + high)[:, None] / 2
+    rays = np.stack([*np.meshgrid(x, y), np.ones((big, big))]).astype(np.float32)
+    # Along a ray, 1 / depth of a plane is linear in the ray's x and y. A ray enters a convex solid through
+    # the farthest of the planes that face the camera, and leaves it through the nearest of the others.
+    views = min(frames, AZIMUTHS)
+    nearest = np.zeros((views, big, big), np.float32)  # 1 / depth of the first solid on each ray
+    pictures = np.full((views, big, big, 3), 255, np.uint8)
+    for points, spots, (rings, _, tint) in zip(seen, flat, solids):
+        n = len(rings) // 2
+        k = np.arange(n)
+        # Three corners of each face: the sides, the lower ring and the upper ring.
+        faces = np.hstack([(k, np.roll(k, -1), k + n), ((0, n), (1, n + 1), (2, n + 2))])
+        a, b, c = points[:, faces].swapaxes(0, 1)
+        planes = np.cross(b - a, c - a)
+        planes /= (planes * a).sum(-1, keepdims=True) + 1e-9  # now planes @ point = 1 on the face
+        is_front = (planes * points.mean(1, keepdims=True)).sum(-1) > 1  # the solid is behind the plane
+        light = planes @ (-0.42, 0.71, 0.57) / np.sqrt((planes ** 2).sum(-1))
+        shade = 0.45 + 0.5 * np.maximum(light, 0)
+        paint = np.clip(shade[..., None] * tint, 0, 245).astype(np.uint8)
+        for k in range(views):
+            (left, top), (right, bottom) = spots[k].min(0), spots[k].max(0)
+            columns = slice(*np.searchsorted(x, (left, right)))
+            rows = slice(*np.searchsorted(y, (top, bottom)))
+            inverse = np.tensordot(planes[k].astype(np.float32), rays[:, rows, columns], 1)  # 1 / depth
+            enter = inverse[is_front[k]]
+            leave = inverse[~is_front[k]].max(0)
+            before = nearest[k, rows, columns]
+            hit = enter.min(0) > np.maximum(leave, before)
+            before[hit] = enter.min(0)[hit]
+            pictures[k, rows, columns][hit] = paint[k, is_front[k]][enter.argmin(0)[hit]]
+    small = [Image.fromarray(picture).reduce(SUPERSAMPLE) for picture in pictures]
+    return np.stack([small[k % AZIMUTHS] for k in range(frames)])
+
+def draw_chairs(clips=64, frames=16, size=64, seed=0, progress=lambda done, total: None):
+    """Drawn chairs -> Clips, uint8 [clips, frames, size, size, 3]: an identity a clip, one rotation for all.
+    Clip j depends on seed and j alone. progress(done, total) is called after every clip."""
+    videos = np.empty((clips, frames, size, size, 3), np.uint8)
+    for index in range(clips):
+        solids = make_chair(np.random.default_rng([seed, index]))
+        videos[index] = render_chair(solids, frames, size)
+        progress(index + 1, clips)
+    names = [f"chair{index:03d}" for index in range(clips)]
+    return Clips(videos, np.arange(clips), np.zeros(clips, np.int64), names, ["rotation"], names,
+                 f"drawn chairs (seed {seed}), a stand-in: python data_prep.py chair prepares the real ones",
+                 "chair")
+
+# ---- Drawn people: the stand-in of `--dataset weizmann` until the real films are there -------------------
+# Points are complex, x + iy with y down, in heights of the person from the middle of the hips.
+
+KEPT = 40  # frames of a drawn clip: a window of 16 and more than a period of any action
+# Columns: whether the person is seen from the side; frames of a period; frames to cross the picture (0: the
+# person stays); phase of the far limbs; arms that move. Then four key values, or 2 that come twice, or 1 that
+# stays, of thigh, knee, arm, elbow and lean (degrees, forwards, or outwards if seen from the front), and of
+# the lift off the ground (in heights of the person; below 0 the legs bend).
+MOTIONS = """
+bend   1 32  0 0 2   | 2 -4          | -2              | 4 22          | 4      | 0 126     | 0
+jack   0 12  0 0 2   | 2 16 29 16    | 0               | 10 85 160 85  | 6      | 0         | 0 0.08
+jump   1  8 16 0 2   | 62 -4 34 28   | -105 -12 -56 -40| -60 60 110 30 | 15     | 44 14 6 16| 0 0.08 0.2 0.02
+pjump  0 16  0 0 2   | 3             | 0               | 10 26         | 4      | 0         | -0.26 0.2
+run    1  8 10 0.5 2 | 52 6 -36 16   | -50 -24 -26 -105| -50 -5 45 0   | 80     | 15        | 0.05 0
+side   0 14 15 0 2   | 32 2          | 0               | 28 14         | 8      | 0         | 0 0.06
+skip   1 16 14 0.5 2 | 78 24 -14 10  | -95 -18 -8 -45  | -40 0 50 10   | 30     | 4         | 0.13 0
+walk   1 12 15 0.5 2 | 28 2 -26 14   | -6 -4 -16 -52   | -26 0 26 0    | 14     | 3         | 0
+wave1  0 16  0 0 1   | 4             | 0               | 114 142       | -16 66 | 0         | 0
+wave2  0 16  0 0 2   | 4             | 0               | 84 150        | -8 50  | 0         | 0
+"""
+
+def read_motions():
+    """{action: (from the side, period, crossing, phase, arms, key values [4] of thigh, knee, ...)}."""
+    table = {}
+    for line in MOTIONS.strip().splitlines():
+        action, numbers = line.split(maxsplit=1)
+        first, *keys = [np.array(column.split(), float) for column in numbers.split("|")]
+        table[action] = (*first, [np.resize(key, 4) for key in keys])
+    return table
+
+def make_person(rng, index, size):
+    """A random person -> height, girth, colours of shirt, skin and trousers, background [size, size, 3]."""
+    hue = index / len(PERSONS) + rng.uniform(0, 0.1)
+    y, x = np.mgrid[:size, :size] / size
+    rows, columns = ((14, 7), (6, 6), (1, 10), (10, 1))[index % 4]  # bricks, slabs, planks, boards
+    stones = rng.normal(1, 0.1, (rows, columns))[(y * rows).astype(int), (x * columns).astype(int)]
+    wall = colour(hue, 0.3, 0.75) * stones[..., None]
+    ground = colour(rng.uniform(), 0.2, rng.uniform(0.4, 0.65))
+    background = np.where(y[..., None] < rng.uniform(0.72, 0.8), wall, ground)
+    background *= rng.normal(1, 0.03, (size, size, 1))
+    shirt = colour(hue + 0.5, 0.75, rng.uniform(0.55, 0.95))
+    skin = colour(0.07, rng.uniform(0.3, 0.55), rng.uniform(0.4, 0.95))
+    trousers = colour(hue + rng.uniform(0.8, 1.2), 0.45, rng.uniform(0.2, 0.5))
+    height = 0.54 + 0.015 * (index * 4 % 9)
+    return height, rng.uniform(0.063, 0.09), shirt, skin, trousers, background.clip(0, 255).astype(np.uint8)
+
+def limb(start, angle, bend, side, length):
+    """Joint and end of an arm or a leg. An angle of 0 is straight down, of 90 towards `side`."""
+    joint = start + length * 1j * np.exp(-1j * side * np.radians(angle))
+    return joint, joint + length * 1j * np.exp(-1j * side * np.radians(angle + bend))
+
+def draw_clip(person, motion, t):
+    """Frames t [T] of a person in motion -> uint8 [T, H, W, 3]."""
+    height, girth, shirt, skin, trousers, background = person
+    from_side, period, crossing, phase, arms, keys = motion
+    # From left to right and back again, or in the middle.
+    across = t / crossing % 2 if crossing else 0.5 + 0 * t
+    facing = np.where(from_side * (across >= 1), -1, 1)
+    bars = {}  # {whether far: [(from [T], to [T], radius, colour)]}
+    for far in (True, False):
+        beat = 4 * (t / period + phase * far) % 4
+        thigh, knee, arm, elbow, lean, lift = [np.interp(beat, range(5), [*key, key[0]]) for key in keys]
+        if far and arms == 1:  # the other arm hangs
+            arm, elbow = 8, 6
+        side = facing if from_side or not far else -facing
+        spine = -1j * np.exp(1j * facing * np.radians(lean))
+        shoulder = 0.285 * spine + 0.085 * side * (1 - from_side)
+        hip = 0.045 * side * (1 - from_side)
+        elbow, hand = limb(shoulder, arm, elbow, side, 0.16)
+        knee, foot = limb(hip, thigh, knee, side, 0.25 * (1 + lift.clip(max=0)))
+        bars[far] = [(hip, knee, 0.045, trousers), (knee, foot, 0.036, trousers),
+                     (foot, foot + 0.05 * side, 0.034, 0.3 * skin),
+                     (shoulder, elbow, 0.034, shirt), (elbow, hand, 0.027, skin)]
+    head = 0.41 * spine
+    face = head + 0.036 * facing * from_side + 0.02j
+    trunk = [(0 * head, 0.65 * head, girth, shirt), (head, head, 0.075, 0.3 * skin), (face, face, 0.06, skin)]
+    # The lower foot stands on the ground, or is lifted off it.
+    lowest = np.maximum(bars[True][1][1].imag, bars[False][1][1].imag)
+    hips = (0.17 + 0.66 * np.minimum(across, 2 - across) + 0.865j) / height - 1j * (lowest + lift.clip(0))
+    size = len(background) * SUPERSAMPLE
+    still = Image.fromarray(background).resize((size, size), Image.Resampling.NEAREST)
+    film = []
+    for k in range(len(t)):
+        picture = still.copy()
+        draw = ImageDraw.Draw(picture)
+        for a, b, radius, tint in bars[True] + trunk + bars[False]:
+            a, b = [size * height * (hips + point)[k] for point in (a, b)]
+            radius *= size * height
+            tint = tuple(tint.astype(int))
+            draw.line((a.real, a.imag, b.real, b.imag), tint, round(2 * radius))
+            draw.circle((a.real, a.imag), radius, tint)
+            draw.circle((b.real, b.imag), radius, tint)
+        film.append(np.asarray(picture.reduce(SUPERSAMPLE)))
+    return np.stack(film)
+
+def draw_people(frames=16, size=64, seed=0, progress=lambda done, total: None):
+    """Drawn people -> Clips, uint8 [90, frames, size, size, 3], 9 persons x 10 actions, at least 40 frames
+    of each in `full`. progress(done, total) is called after every clip."""
+    pairs = list(itertools.product(PERSONS, ACTIONS))
+    motions = read_motions()
+    clips = []
+    for index in range(len(PERSONS)):
+        rng = np.random.default_rng([seed, index])
+        person = make_person(rng, index, size)
+        for action in ACTIONS:
+            begin = rng.integers(int(motions[action][1]))  # a phase of their own
+            clips.append(draw_clip(person, motions[action], begin + np.arange(max(frames, KEPT))))
+            progress(len(clips), len(pairs))
+    source = f"drawn people (seed {seed}), a stand-in: python data_prep.py weizmann prepares the real films"
+    return from_clips(clips, frames, ["_".join(pair) for pair in pairs], [person for person, _ in pairs],
+                      [action for _, action in pairs], source, "weizmann")
 
 # ---- Commands --------------------------------------------------------------------------------------------
 class Progress:
-    """A line every five seconds: how many are done, of how many, and how long the rest takes."""
+    """A line every five seconds: how many are done, of how many, and the remaining time."""
     def __init__(self, what):
         self.what = what
         self.start = self.told = time.monotonic()
 
     def __call__(self, done, total=None):
         now = time.monotonic()
-        if now - self.told >= 5:
-            self.told = now
-            seconds = (now - self.start) * ((total or 0) / max(done, 1e-9) - 1)
-            of = f" of {total:.0f}, {seconds:.0f} s left" if total else ""
-            print(f"{self.what}: {done:.0f}{of}", file=sys.stderr)
+        if now - self.told < 5:
+            return
+        self.told = now
+        rest = ""
+        if total:
+            seconds = (now - self.start) * (total / max(done, 1e-9) - 1)
+            rest = f" of {total:.0f}, {seconds:.0f} s left"
+        print(f"{self.what}: {done:.0f}{rest}", file=sys.stderr)
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message):  # one line, as every other trouble
+    """argparse whose errors are a single line, as all others."""
+    def error(self, message):
         raise DataError(f"{message}; see {self.prog} --help")
 
-def between(low, high, kind=int):  # the argparse type of such a number
+def between(low, high=math.inf, kind=int):
+    """The argparse type of a number from low to high."""
     def number(text):
-        if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text}: {low} to {high} expected")
-        return kind(text)
+        value = kind(text)
+        if not low <= value <= high:
+            expected = f"{low} to {high}" if high < math.inf else f"at least {low}"
+            raise argparse.ArgumentTypeError(f"{text}: {expected} expected")
+        return value
+    number.__name__ = kind.__name__
     return number
 
 def parse(arguments):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    most_clips = dict(chair=4 * CHAIRS, weizmann=90, golf=GOLFS)
     for prepare in (chair, weizmann, golf, folder, draw):
         command = prepare.__name__
         sub = commands.add_parser(command, help=prepare.__doc__.splitlines()[0], description=prepare.__doc__)
@@ -893,21 +1230,20 @@ def parse(arguments):
             either("--every", type=between(1, MAX_FRAMES), default=1, help="keep each EVERY-th frame")
             either("--fps", type=between(0.01, 1000, float), help="keep FPS frames of a second of clip time")
         else:
-            add("--clips", type=between(1, 100_000), help="how many: the first ones (all; draw chair: 64)",
-                default=dict(chair=4 * CHAIRS, weizmann=90, golf=GOLFS).get(command))
-            add("--seed", type=between(0, 2**32), default=0, help="of the draw (0)")
+            add("--clips", type=between(1, 100_000), default=most_clips.get(command),
+                help="how many: the first ones (all; draw chair: 64)")
+            add("--seed", type=between(0, 2 ** 32), default=0, help="of the draw (0)")
         if command == "draw":
             add("what", choices=("chair", "weizmann"))
-        if command in ("chair", "weizmann", "golf"):
+        if command in most_clips:
             add("--source", help="a folder, an archive or an http(s) address instead of the official address")
-            add("--keep", action="store_true", help="keep what was downloaded; golf: download it whole")
+            add("--keep", action="store_true", help="keep the downloaded files; golf: download it whole")
         if command in ("folder", "weizmann"):
             add("--no-crop", action="store_true", help="squeeze whole frames instead of cutting a square")
     return parser.parse_args(arguments)
 
-def run(options):
-    """Make data/NAME.npz and its contact sheet. Raises DataError, OSError."""
-    name = options.name or (f"drawn_{options.what}" if options.command == "draw" else options.command)
+def check_options(options, name):
+    """Raises DataError before any work."""
     source = options.source or CHAIR
     if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise DataError(f"--name {name}: letters, digits, dot, dash and underscore expected")
@@ -915,8 +1251,14 @@ def run(options):
         raise DataError(f"{printable(source)}: does not exist, and is no http or https address")
     if options.command == "draw" and options.what == "weizmann" and options.clips:
         raise DataError("--clips: draw weizmann draws its whole grid of 90 clips; leave it out")
-    if (options.clips or 90 * (options.command == "draw")) * options.frames * options.size**2 * 3 > MAX_SET:
-        raise DataError(f"{options.clips or 'so many'} clips of that size pass {MAX_SET >> 30} GiB")
+    clips = options.clips or (90 if options.command == "draw" else 0)
+    if clips * options.frames * options.size ** 2 * 3 > MAX_SET:
+        raise DataError(f"{clips} clips of that size pass {MAX_SET >> 30} GiB")
+
+def run(options):
+    """Make data/NAME.npz and its contact sheet. Raises DataError, OSError."""
+    name = options.name or (f"drawn_{options.what}" if options.command == "draw" else options.command)
+    check_options(options, name)
     if options.size not in SIDES or options.frames < MIN_FRAMES:
         print(f"note: nav.py trains on sides of {', '.join(map(str, SIDES))} and {MIN_FRAMES} frames or more")
     out = Path(options.out, f"{name}.npz")
@@ -929,14 +1271,18 @@ def run(options):
     finally:
         report_skipped(skipped)
     save(clips, out)
-    rows = np.unique(np.linspace(0, len(clips.names) - 1, 16).round().astype(int))
-    sheet(clips.videos[rows][:, :16], out.with_suffix(".png"), row_labels=[clips.names[j][:24] for j in rows])
-    print(f"{printable(out)}: {printable(clips, 300)}\nlook at {printable(out.with_suffix('.png'))}")
+    shown = np.unique(np.linspace(0, len(clips.names) - 1, 16).round().astype(int))
+    picture = out.with_suffix(".png")
+    sheet(clips.videos[shown][:, :16], picture, row_labels=[clips.names[j][:24] for j in shown])
+    print(f"{printable(out)}: {printable(clips, 300)}\nlook at {printable(picture)}")
     for path in options.fetched:
-        print(f"kept {printable(path)}") if options.keep else path.unlink()
+        if options.keep:
+            print(f"kept {printable(path)}")
+        else:
+            path.unlink()
 
 def main(arguments=None):
-    """The command line -> exit status: 0, 2 after an error of one line, 130 where it was interrupted."""
+    """The command line -> exit status: 0, 2 after an error of one line, 130 after Ctrl-C."""
     try:
         return run(parse(arguments)) or 0
     except (DataError, OSError) as error:

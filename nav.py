@@ -1,15 +1,23 @@
 """Non-Adversarial Video Synthesis with Learned Priors (Aich et al., CVPR 2020), the paper in one script.
 
-    python nav.py --dataset chair                        train, measure, show: all in runs/chair
+    python nav.py --dataset chair                        train, measure, show: results in runs/chair
     python nav.py --dataset mine                         the same on your own clips (see data_prep.py)
-    python nav.py --dataset chair --resume               go on where a stopped run was
+    python nav.py --dataset chair --resume               continue a stopped run
     python nav.py sample --run runs/chair --count 16     videos from random pairs of learned codes
     torchrun --nproc_per_node=2 nav.py --dataset chair   several GPUs, machines or processors
 
-There is no encoder and no discriminator: the codes of a video are parameters. One static code z_s says what a
-clip shows, L transient codes z_t say how it moves; a GRU R correlates the transient ones, a DCGAN generator G
-makes frame i of [z_s ; r_i], and Eq. 6 fits codes, R and G together. N clips have L frames of H x W, a step
-takes B of them and F frames of each; codes have D_s and D_t numbers, i and k are rows of z_s and z_t.
+There is no encoder and no discriminator: the codes of a clip are parameters. A static code z_s describes the
+clip's content, L transient codes z_t its motion. A GRU R correlates the transient codes, a DCGAN generator G
+makes frame i of [z_s ; r_i], and Eq. 6 fits codes, R and G together. Where the paper is:
+
+    Eq. 1, 2   codes, rendering     Dictionary, Model.render     Table 2   MCS, FCS        scores
+    Eq. 3      two stages           Trainer.step                 Table 3   unseen pairs    measure_exchange
+    Eq. 4, 6   l_static, objective  objective                    Table 4   ablation        ABLATION, ablate
+    Eq. 5      l_triplet            kernels/triplet.py           Table 6   settings        TABLE_6, PAPER
+    Sec. 4.2   l(v^, v)             kernels/laplacian.py         Fig. 6    exchange        exchange
+    Eq. 7      low rank             low_rank                     Fig. 7    interpolation   interpolate
+
+Shapes: N clips have L frames of H x W. A step takes B clips and T frames of each, in all M = B T frames.
 """
 import argparse
 import io
@@ -25,110 +33,105 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.profiler import profile, record_function
 from torch.utils.benchmark import Timer
 
 import data_prep
-from data_prep import DataError, commit, complain, printable, take_folder, write
-from fast import Muon, augment, codes_from_clips, keep_freed_memory, schedule, start_like_codes
-from kernels import backend, laplacian_l1_with_grad, triplet_margin
-from kernels.graph import Captured
-from kernels.gru import gru
-from measures import load_vgg16, mean_ssim, nearest, psnr, scores, scores_in_words
-from processes import (LOCAL_RANK, RANK, WORLD, all_reduce, all_reduce_gradients, from_all, join_processes,
-                       say, share_of_process, sum_shared_rows)
+from data_prep import DataError, between, commit, printable, take_folder, warn, write
+from kernels import GRU, keep_freed_memory, laplacian_l1_with_grad, name_backend, triplet_margin
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # same seed, same GPU, same result
+# The same seed on the same GPU gives the same result. TF32 is too coarse for SSIM, but not for R.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 torch.backends.cudnn.deterministic = True
-torch.backends.cudnn.conv.fp32_precision = "ieee"  # SSIM subtracts means that are nearly equal
-torch.backends.cudnn.rnn.fp32_precision = "tf32"  # R alone
+torch.backends.cudnn.conv.fp32_precision = "ieee"
+torch.backends.cudnn.rnn.fp32_precision = "tf32"
 
 # ---- settings (Table 6) ------------------------------------------------------------------------------------
-def setting(default, help, least=None, choices=None):
-    """A field of Settings: its default, the help of its option, and the least value or the choices of it."""
-    return field(default=default, metadata=dict(help=help, least=least, choices=choices))
+def setting(default, help, least=None, choices=None, expert=False):
+    """A field of Settings: its default, and the help, least value, choices and place of its option."""
+    return field(default=default, metadata=dict(help=help, least=least, choices=choices, expert=expert))
+
+expert = partial(setting, expert=True)
 
 @dataclass
 class Settings:
     """Everything that decides what is learned. Each field is an option: lambda_t is --lambda-t."""
-    D_s: int = setting(206, "numbers in a static code; a grid, golf 56 (this and the next five: Table 6)", 1)
-    D_t: int = setting(50, "numbers in each transient code; a grid, golf 200", 1)
-    lambda_s: float = setting(0.01, "weight of l_static in Eq. 6", 0)
-    lambda_t: float = setting(0.01, "weight of l_triplet in Eq. 6; a grid 0.1", 0)
-    alpha: int = setting(2, "the triplet's margin, and its radius in frames (Eq. 5)", 1)
-    levels: int = setting(4, "levels of the Laplacian pyramid; a grid 3", 1)
-    lr_G: float = setting(2e-3, "rate of the generator: Adam, in the fast recipe Muon too", 1e-12)
-    lr_R: float = setting(2e-3, "rate of the GRU: Adam", 1e-12)
-    lr_Z: float = setting(5e-3, "rate of the codes: Adam; paper: SGD with momentum 0.9", 1e-12)
-    recipe: str = setting("fast", "fast: many clips a step, one backward; paper: Sec. 3.1's two stages with "
-                                  "Table 6's rates and updates", choices=("fast", "paper"))
+    recipe: str = setting("fast", "fast, or paper: Sec. 3.1's two stages with Table 6's rates and updates",
+                          choices=("fast", "paper"))
+    steps: int = setting(2650, "updates; a grid 3000, many clips more; paper: Table 6's for every clip", 1)
     layout: str = setting("file", "which clips share codes; file: as prepared",
                           choices=("file", "static", "grid", "both", "transient"))
-    steps: int = setting(2650, "updates; a grid 3000, many clips more; paper: Table 6's for every clip", 1)
-    batch: int = setting(32, "most clips in a step; on a GPU 128; paper 1", 1)
-    per_clip: int = setting(1, "random frames of each clip in a step; 0 and paper: all", 0)
-    width: int = setting(32, "channels of the generator before its last layer; fast, on a GPU 64", 1)
+    window: str = setting("first", "which L frames of a longer clip. random: drawn in each step, as in the "
+                                   "paper; aligned: the clips of an action in phase; fast, a grid: aligned",
+                          choices=("first", "random", "aligned"))
+    hold_out: int = setting(0, "train: keep K cells of a grid from training, and measure them", 0)
+    hold_out_clips: int = setting(0, "train: keep the last K clips from training, and encode them", 0)
+    every: int = setting(1, "train: use every K-th frame, and measure the frames between", 1)
+    augment: bool = setting(False, "shift and recolour frames, and tell G; fast, a grid with --hold-out: yes")
+    rank: int = setting(0, "rho of Eq. 7, for interpolation; 0: full rank", 0)
     conditional: bool = setting(False, "G takes the transient row as a label; paper, a grid: yes")
     recurrent: bool = setting(True, "--no-recurrent: without R, every frame has a free code of its own")
-    hold_out: int = setting(0, "train: cells of a grid to keep from it", 0)
-    hold_out_clips: int = setting(0, "train: clips to keep from it, the last ones", 0)
-    every: int = setting(1, "train: on every K-th frame", 1)
-    window: str = setting("first", "L frames of a longer clip; random: others in each step; aligned (fast on "
-                                   "a grid): those in which people move alike",
-                          choices=("first", "random", "aligned"))
-    augment: bool = setting(False, "shift and recolour frames, tell G so; fast, a grid with --hold-out: yes")
-    decay: float = setting(0.0, "weight decay of G's matrices, times lr_G; fast, a grid 2.5", 0)
-    rank: int = setting(0, "rho of Eq. 7, for interpolation; 0: full rank", 0)
-    precision: str = setting("auto", "of the generator; auto: bf16 where it is faster; paper: fp32",
+    width: int = setting(32, "channels of G before its last layer; fast, on a GPU 64", 1)
+    batch: int = setting(32, "clips a step, at most; fast, on a GPU 128; paper 1", 1)
+    per_clip: int = setting(1, "random frames of each clip in a step; 0 and paper: all", 0)
+    precision: str = setting("auto", "of G; auto: bf16 where the device multiplies it fast; paper: fp32",
                              choices=("auto", "fp32", "bf16"))
-    seed: int = setting(0, "of everything that is drawn at random", 0)
+    seed: int = setting(0, "of every random draw", 0)
+    table6: str = setting("set", "row of Table 6; set: the kind that data_prep.py recorded in the set",
+                          choices=("set", "chair", "weizmann", "golf"))
+    D_s: int = expert(206, "numbers in a static code; weizmann, golf 56 (this and the next five: Table 6)", 1)
+    D_t: int = expert(50, "numbers in each transient code; weizmann, golf 200", 1)
+    lambda_s: float = expert(0.01, "weight of l_static in Eq. 6", 0)
+    lambda_t: float = expert(0.01, "weight of l_triplet in Eq. 6; weizmann 0.1", 0)
+    alpha: int = expert(2, "margin of the triplet loss, and its radius in frames (Eq. 5)", 1)
+    levels: int = expert(4, "levels of the Laplacian pyramid; weizmann 3", 1)
+    lr_G: float = expert(2e-3, "learning rate of G: Adam, in the fast recipe Muon too", 1e-12)
+    lr_R: float = expert(2e-3, "learning rate of R: Adam", 1e-12)
+    lr_Z: float = expert(5e-3, "learning rate of the codes: Adam; paper: SGD with momentum 0.9", 1e-12)
+    decay: float = expert(0.0, "weight decay of G's matrices, times lr_G; fast, a grid 2.5", 0)
 
-TABLE_6 = {  # the codes and the losses, for both recipes
+TABLE_6 = {  # codes and losses, for both recipes
     "chair": dict(D_s=206, D_t=50, lambda_s=0.01, lambda_t=0.01, alpha=2, levels=4),
     "weizmann": dict(D_s=56, D_t=200, lambda_s=0.01, lambda_t=0.1, alpha=2, levels=3),
     "golf": dict(D_s=56, D_t=200, lambda_s=0.01, lambda_t=0.01, alpha=2, levels=4),
 }
-PAPER_RATES = {  # its other columns, for --recipe paper
-    "chair": dict(lr_G=6.25e-5, lr_R=6.25e-5, lr_Z=12.5),
-    "weizmann": dict(lr_G=6.25e-5, lr_R=6.25e-3, lr_Z=12.5),
-    "golf": dict(lr_G=0.1, lr_R=0.1, lr_Z=12.5),
+# Its other columns, for --recipe paper. steps: of a clip, the epochs of gamma times those of Z_V and theta.
+# The paper does not say how they nest: here 5 rounds of 300 are 1,500 passes, each update has both stages.
+PAPER = {
+    "chair": dict(lr_G=6.25e-5, lr_R=6.25e-5, lr_Z=12.5, steps=5 * 300),
+    "weizmann": dict(lr_G=6.25e-5, lr_R=6.25e-3, lr_Z=12.5, steps=5 * 700),
+    "golf": dict(lr_G=0.1, lr_R=0.1, lr_Z=12.5, steps=10 * 1000),
 }
-# Table 6's epochs of gamma times those of Z_V and theta, for every clip. The paper does not say how they
-# nest: we read 5 rounds of 300 updates, each of both stages.
-PAPER_UPDATES = {"chair": 5 * 300, "weizmann": 5 * 700, "golf": 10 * 1000}
-# Fast recipe: steps, two or three minutes on two cores, for so many clips; more by the root of their number.
+# Fast recipe: (steps, clips). With more clips the number of steps grows with the square root.
 FAST_STEPS = {"chair": (2650, 64), "weizmann": (3000, 36), "golf": (2650, 64)}
 HIDDEN = 500  # units of the GRU (Sec. 4.2)
-NORM_WARMUP = 0.1  # fast recipe: G's norms use their batch in this share of the steps, at least 100
-WARM_UP = 3  # steps whose time is not counted: kernels are compiled, a CUDA graph is captured
-HARD_CLIP_POWER = 3.0  # fast recipe: a clip of twice the mean loss comes 2^3 times as often (Batches.choose)
+NORM_WARM_UP = 0.1  # fast recipe: share of the steps, at least 100, in which G's norms use batch statistics
 
-# ---- codes (Sec. 3 and 3.3, Eq. 1 and 7) -------------------------------------------------------------------
+# ---- codes (Sec. 3 and 3.3, Eq. 1, 2 and 7) ----------------------------------------------------------------
 def unit_ball(z):
     """z / max(1, |z|) over the last dimension (Sec. 3.3): codes stay in the unit l2 ball."""
     return z / z.norm(dim=-1, keepdim=True).clamp(min=1)
 
 def low_rank(z, rho):
     """Eq. 7: the best rank-rho approximation of each [L, D_t] matrix in z [B, L, D_t].
-
     Its top rho left singular vectors are eigenvectors of z z^T, which is only L x L."""
-    u = torch.linalg.eigh(z @ z.mT)[1][..., -rho:]                           # (B, L, rho)
+    u = torch.linalg.eigh(z @ z.mT)[1][..., -rho:]  # (B, L, rho)
     return u @ (u.mT @ z)
 
 class Dictionary(nn.Module):
-    """z_s or z_t of Eq. 2, all clips': z [rows, D_s] or [rows, L, D_t], an optimiser state for each row.
-
-    Rows are read and written one by one: a step costs the same with 64 clips and 20,000. The optimiser is the
-    paper's SGD with momentum 0.9 (`momentum`), or Adam with moments and a step count for each row."""
+    """A code table, z_s [rows, D_s] or z_t [rows, L, D_t], with an optimiser state for each row.
+    Clips that share a code share a row. A step reads and writes only the rows of its batch: it costs the same
+    with 64 clips and 20,000. The optimiser is the paper's SGD with momentum 0.9 (`momentum`), or Adam."""
 
     def __init__(self, rows, *shape, momentum=False, rank=0):
         super().__init__()
         self.momentum = momentum
         self.rank = rank
-        self.shared = True  # with the other processes, if there are any
-        z = torch.randn(rows, *shape) / shape[-1] ** 0.5                     # Sec. 3.3's two Gaussians
+        # Sec. 3.3's two Gaussians.
+        z = torch.randn(rows, *shape) / shape[-1] ** 0.5
         self.register_buffer("z", self.project(z))
         self.register_buffer("m", torch.zeros_like(z))
         if not momentum:
@@ -136,70 +139,71 @@ class Dictionary(nn.Module):
             self.register_buffer("count", torch.zeros(rows, *(1 for _ in shape)))
 
     def project(self, z):
-        """What every update ends with: rank rho (Eq. 7) where it is asked for, then the unit ball."""
+        """The end of every update: rank rho (Eq. 7) if asked for, then the unit ball."""
         return unit_ball(low_rank(z, self.rank) if self.rank else z)
 
-    def start_from(self, z):
-        """Begin at z, of the dictionary's shape, and a little noise."""
-        self.z.copy_(self.project(z + 0.02 * torch.randn_like(z)))
-
-    def codes_of(self, ids):
-        """The codes of rows ids [B], as a leaf that collects its gradient."""
-        return self.z[ids].requires_grad_()
+    def codes_of(self, rows):
+        """The codes of rows [n], as a leaf that collects a gradient."""
+        codes = self.z[rows].requires_grad_()
+        codes.grad = torch.zeros_like(codes)
+        return codes
 
     @torch.no_grad()
     @record_function("nav: update of codes")
-    def update(self, ids, grad, lr):
-        """One update of rows ids [B] by grad [B, ...]; clips that share a row add up."""
-        if self.shared:
-            ids, grad = sum_shared_rows(ids, grad, len(self.z))
-        same = ids[:, None] == ids                                           # (B, B)
-        g = (same.to(grad.dtype) @ grad.flatten(1)).view_as(grad)            # the sum over a clip's row
-        g = g[same.byte().argmax(1)]                                         # the same bits in all of them
+    def update(self, rows, grad, lr):
+        """One update of rows [n], no two the same, by grad [n, ...]; the other rows stay as they are."""
         if self.momentum:
-            self.m[ids] = 0.9 * self.m[ids] + g
-            step = self.m[ids]
+            step = 0.9 * self.m[rows] + grad
+            self.m[rows] = step
         else:
-            self.m[ids] = torch.lerp(self.m[ids], g, 0.1)
-            self.v[ids] = torch.lerp(self.v[ids], g * g, 0.001)
-            self.count[ids] += 1
-            count = self.count[ids]
-            step = self.m[ids] / (1 - 0.9 ** count) / ((self.v[ids] / (1 - 0.999 ** count)).sqrt() + 1e-8)
-        self.z[ids] = self.project(self.z[ids] - lr * step)
+            m = torch.lerp(self.m[rows], grad, 0.1)
+            v = torch.lerp(self.v[rows], grad * grad, 0.001)
+            count = self.count[rows] + 1
+            step = m / (1 - 0.9 ** count) / ((v / (1 - 0.999 ** count)).sqrt() + 1e-8)
+            self.m[rows] = m
+            self.v[rows] = v
+            self.count[rows] = count
+        self.z[rows] = self.project(self.z[rows] - lr * step)
+
+def pick(rows, of_clip):
+    """rows [n, ...] -> rows[of_clip] [B, ...]. This is a matrix product, because its gradient adds up the
+    clips of a row in the same order each time, on a GPU too."""
+    one_hot = F.one_hot(of_clip, len(rows)).float()  # (B, n)
+    return (one_hot @ rows.reshape(len(rows), -1)).view(-1, *rows.shape[1:])
 
 # ---- the networks R and G (Sec. 3 and 4.2, Eq. 2) ----------------------------------------------------------
 class Recurrent(nn.Module):
-    """R: a one-layer GRU from a zero state, then a linear map back, z_t [B, L, D_t] -> r [B, L, D_t]."""
+    """R: a one-layer GRU from a zero state, then a linear map back, z_t [n, L, D_t] -> r [n, L, D_t]."""
 
     def __init__(self, D_t):
         super().__init__()
-        self.gru = nn.GRU(D_t, HIDDEN, batch_first=True)
+        self.gru = GRU(D_t, HIDDEN)
         self.out = nn.Linear(HIDDEN, D_t)
 
     @record_function("nav: R")
     def forward(self, z_t):
-        return self.out(gru(self.gru, z_t))
+        return self.out(self.gru(z_t))
 
 class Generator(nn.Module):
     """G, a DCGAN: codes [M, D_s + D_t] -> frames [M, 3, size, size] in [-1, 1]; size is 4 * 2^k.
-
     labels > 0 makes it conditional (Mirza & Osindero): the one-hot label enters through a projection of its
-    own and takes a quarter of the first layer's channels."""
+    own and takes a quarter of the first layer's channels, at least one."""
 
     def __init__(self, D, size, width, labels=0, augment=False):
         super().__init__()
         channels = [width * 2 ** i for i in reversed(range(int(math.log2(size // 4))))]  # 64: 8w 4w 2w w
-        label_channels = channels[0] // 4 if labels else 0
+        label_channels = max(1, channels[0] // 4) if labels else 0
         self.labels = labels
-        self.code = nn.Linear(D, 16 * (channels[0] - label_channels), bias=False)  # DCGAN's first layer
+        # DCGAN's first layer makes 4 x 4 pixels, each further layer doubles the side.
+        self.code = nn.Linear(D, 16 * (channels[0] - label_channels), bias=False)
         if labels:
             self.label = nn.Linear(labels, 16 * label_channels, bias=False)
         layers = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
-        for c_in, c_out in zip(channels, channels[1:]):                      # each doubles the side
-            layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False)]
-            layers += [nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
+        for c_in, c_out in zip(channels, channels[1:]):
+            layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out)]
+            layers.append(nn.ReLU(inplace=True))
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1), nn.Tanh())
-        for module in self.modules():                                        # DCGAN's initialisation
+        for module in self.modules():  # DCGAN's initialisation
             if isinstance(module, (nn.Linear, nn.ConvTranspose2d)):
                 nn.init.normal_(module.weight, 0, 0.02)
             if isinstance(module, nn.BatchNorm2d):
@@ -208,18 +212,19 @@ class Generator(nn.Module):
             self.augmentation = nn.Linear(4, self.code.out_features, bias=False)
             nn.init.normal_(self.augmentation.weight, 0, 0.02)
 
-    def forward(self, codes, label, numbers=None):                           # (M, D), (M,), (M, 4)
+    def forward(self, codes, label, augmentation=None):  # (M, D), (M,), (M, 4)
+        M = len(codes)
         x = self.code(codes)
-        if numbers is not None:                                              # of augmented frames
-            x = x + self.augmentation(numbers)
-        x = x.view(len(codes), 4, 4, -1)                                     # (M, 4, 4, c), channels last
+        if augmentation is not None:
+            x = x + self.augmentation(augmentation)
+        x = x.view(M, 4, 4, -1)  # (M, 4, 4, c), channels last
         if self.labels:
             one_hot = F.one_hot(label, self.labels).to(codes.dtype)
-            x = torch.cat([x, self.label(one_hot).view(len(codes), 4, 4, -1)], 3)
-        return self.layers(x.permute(0, 3, 1, 2))                            # (M, 3, size, size)
+            x = torch.cat([x, self.label(one_hot).view(M, 4, 4, -1)], 3)
+        return self.layers(x.permute(0, 3, 1, 2))  # (M, 3, size, size)
 
 class Model(nn.Module):
-    """Z_V, R and G of one data set: what Eq. 6 is minimised over."""
+    """Z_V, R and G of a data set: everything that Eq. 6 is minimised over."""
 
     def __init__(self, s, size, L, static_rows, transient_rows):
         super().__init__()
@@ -232,328 +237,592 @@ class Model(nn.Module):
         self.bf16 = s.precision == "bf16"
 
     @record_function("nav: G")
-    def render(self, z_s, r, label, numbers=None):
+    def render(self, z_s, r, label, augmentation=None):
         """G of Eq. 2 with r for z_t: z_s [B, D_s], r [B, T, D_t], label [B] -> [B*T, 3, H, W]."""
         B, T, _ = r.shape
         codes = torch.cat([z_s[:, None].expand(B, T, -1), r], 2).flatten(0, 1)  # (B*T, D_s + D_t)
         with torch.autocast(r.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.G(codes, label.repeat_interleave(T), numbers)
+            return self.G(codes, label.repeat_interleave(T), augmentation)
 
 # ---- the objective (Sec. 3.1 to 3.3, Eq. 4 to 6) -----------------------------------------------------------
-def objective(model, s, batch, z_s, r, row_of_clip):
-    """Eq. 6 for one batch, forward and backward: l_rec + lambda_s l_static + lambda_t l_triplet.
+def objective(model, s, batch, z_s, r):
+    """Eq. 6 for a batch, forward and backward: l_rec + lambda_s l_static + lambda_t l_triplet.
+    s: the Settings. batch: a Batch of B clips, T frames of each. z_s [n, D_s] and r [n', L, D_t]: the static
+    codes and R's outputs of the batch's rows. Adds to the gradient of every leaf that requires a gradient.
+    Returns, detached, frames v_hat [B*T, 3, H, W], their losses [B, T], and [loss, l_rec, l_triplet] summed
+    over the clips."""
+    B, T = batch.times.shape
+    if B == 0:  # more processes than clips: nothing to render in this process
+        return batch.v, torch.zeros(0, T, device=r.device), torch.zeros(3, device=r.device)
+    static_code = pick(z_s, batch.static_of_clip)  # (B, D_s)
+    r_of_clip = pick(r, batch.transient_of_clip)  # (B, L, D_t)
+    r_of_frame = r_of_clip.gather(1, batch.times[:, :, None].expand(-1, -1, r.shape[2]))  # (B, T, D_t)
+    label = batch.transient_rows[batch.transient_of_clip]
+    v_hat = model.render(static_code, r_of_frame, label, batch.augmentation)
 
-    s: the Settings. batch: of Batches.gather. z_s [B, D_s]; r [rows, L, D_t]: what R makes of the transient
-    codes, row_of_clip [B] says which of them is whose. Every leaf that asks for a gradient has it afterwards.
-    Returns v_hat [B*F, 3, H, W], frame_loss [B*F] and [loss, l_rec, l_triplet], all detached."""
-    _, label, times, v, numbers = batch                                      # label: the transient row
-    B, n = times.shape                                                       # n: F frames of each clip
-    # r[row_of_clip] as a product: its gradient adds up in the same order each time, on a GPU too
-    one_hot = F.one_hot(row_of_clip, len(r)).float()                         # (B, rows)
-    r_of_clips = (one_hot @ r.flatten(1)).unflatten(1, r.shape[1:])          # (B, L, D_t)
-    r_of_frames = r_of_clips.gather(1, times[:, :, None].expand(-1, -1, r.shape[2]))  # (B, F, D_t)
-    v_hat = model.render(z_s, r_of_frames, label, numbers)                   # (B*F, 3, H, W)
+    # l_rec is the mean over a clip's T frames, l_static (Eq. 4) is the loss of the first drawn frame, k.
+    weight = torch.full((B, T), 1 / T, device=r.device)
+    weight[:, 0] += s.lambda_s
+    # The losses of the frames, and the gradient of weight . losses by v_hat, which has a closed form.
+    losses, dl_dv = laplacian_l1_with_grad(v_hat, batch.v, weight.flatten(), s.levels)
+    losses = losses.view(B, T)
+    l_rec = losses.mean(1)  # (B,)
+    l_static = losses[:, 0]
+    # Eq. 5, on r instead of z_t, because theta receives its gradient through R (Sec. 3.3).
+    l_triplet = triplet_margin(r, margin=float(s.alpha), radius=s.alpha)  # (n',)
+    l_triplet = pick(l_triplet, batch.transient_of_clip)  # (B,)
 
-    weight = torch.full((B, n), 1 / n, device=r.device)                      # l_rec: mean over frames
-    weight[:, 0] += s.lambda_s                                              # l_static (Eq. 4): frame k is the
-    weight = weight.flatten()                                                # first that gather has drawn
-    # frame_loss [B*F]: the Laplacian pyramid L1; dl_dv: the gradient of weight . frame_loss in closed form
-    frame_loss, dl_dv = laplacian_l1_with_grad(v_hat, v, weight, s.levels)
-    # Eq. 5, the mean over all triplets; on r, not z_t: theta receives its gradient through R
-    l_triplet = one_hot @ triplet_margin(r, margin=float(s.alpha), radius=s.alpha)  # (B,)
-
-    # Eq. 6's gradient, summed over clips: a clip's does not depend on how many share the step.
+    # Backward of the sum over clips: a clip's gradient does not depend on how many clips share the step.
     if l_triplet.requires_grad:
-        torch.autograd.backward([v_hat, s.lambda_t * l_triplet.sum()], [dl_dv, None])  # add a new term here
+        torch.autograd.backward([v_hat, s.lambda_t * l_triplet.sum()], [dl_dv, None])
     else:  # stage 1, of G alone
         v_hat.backward(dl_dv)
-    l_triplet = l_triplet.detach().mean()
-    loss = (frame_loss * weight).sum() / B + s.lambda_t * l_triplet          # and here, for the log
-    return v_hat.detach(), frame_loss, torch.stack([loss, frame_loss.mean(), l_triplet])
+    l_triplet = l_triplet.detach()
+    loss = l_rec + s.lambda_s * l_static + s.lambda_t * l_triplet  # Eq. 6
+    return v_hat.detach(), losses, torch.stack([loss.sum(), l_rec.sum(), l_triplet.sum()])
 
 # ---- training (Sec. 3.1, Eq. 3) ----------------------------------------------------------------------------
-def rows_for_R(transient_ids, rows, host_may_wait):
-    """Rows of z_t that R runs on, and each clip's place among them [B]: the clips' rows, each once. A GPU's
-    host should not wait for their number: all rows, or one for each clip where rows are more than clips."""
-    B = len(transient_ids)
-    if host_may_wait:
-        return transient_ids.unique(return_inverse=True)
-    arange = torch.arange(min(rows, B), device=transient_ids.device)
-    return (arange, transient_ids) if rows <= B else (transient_ids, arange)
-
 class Trainer:
-    """Minimises Eq. 6: the model, its optimisers, the order of the clips, and how far it is.
+    """Minimises Eq. 6: the model, its optimisers, the batches, and the number of updates done.
+    `state` is all of it; a trainer that restores it continues bit for bit (on a CPU)."""
 
-    `state` is all of it; a trainer that takes it up with `restore` goes on bit for bit (on a CPU)."""
-
-    def __init__(self, s, clips, device, graph=True):
+    def __init__(self, s, clips, device):
         torch.manual_seed(s.seed)
         _, L, size = clips.videos.shape[:3]
-        model = Model(s, size, L, len(clips.static_names), len(clips.transient_names))
-        matrices = []
-        if s.recipe == "fast":
-            z_s, z_t = codes_from_clips(clips, s.D_s, s.D_t)
-            model.z_s.start_from(z_s)
-            model.z_t.start_from(z_t)
-            if s.recurrent:
-                start_like_codes(model.R, model.z_t.z)
-            matrices = [layer.weight for layer in model.G.layers if isinstance(layer, nn.ConvTranspose2d)]
-        clips, self.own_rows = share_of_process(clips, model)
         self.s = s
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = Model(s, size, L, len(clips.static_names), len(clips.transient_names))
+        if s.recipe == "fast":
+            start_from_clips(self.model, clips)
+        self.model.to(device, memory_format=torch.channels_last)
+        same_in_all_processes(self.model)
         self.batches = Batches(clips, s, device)
-
-        on_cuda = device.type == "cuda"
-        rate = partial(torch.zeros, (), device=device)                       # set by step(), read by a graph
-        adam = partial(torch.optim.AdamW, fused=device.type != "mps", foreach=False, capturable=on_cuda)
-        others = [p for p in model.G.parameters() if all(p is not w for w in matrices)]
-        groups = [dict(params=[p for p in others if p.ndim > 1], weight_decay=s.decay),
-                  dict(params=[p for p in others if p.ndim == 1], weight_decay=0.0)]  # norms and biases
-        self.optimisers_G = [adam(groups, lr=rate(device=device if on_cuda else "cpu"))]
-        if matrices:  # G's layers behind the first
-            self.optimisers_G.append(Muon(matrices, rate(), weight_decay=s.decay, bf16=model.bf16))
-        self.optimiser_R = adam(list(model.R.parameters()) or [torch.zeros(1)],  # without R nothing to train
-                                lr=rate(device=device if on_cuda else "cpu"), weight_decay=0.0)
-        self.lr_Z = rate()
+        self.optimisers_G = optimisers_of_G(self.model.G, s, device)
+        self.optimiser_R = adam([dict(params=list(self.model.R.parameters()))], device)
         self.steps_done = 0
-        use_graph = graph and on_cuda and WORLD == 1 and not s.rank          # eigh makes the host wait
-        self.captured = Captured(self.update, complain) if use_graph else None
+        self.stop = False  # whether this process asks all processes to stop
 
     def step(self):
-        """One update. Returns v, v_hat and [loss, l_rec, l_triplet] of its batch; the host does not wait."""
-        s = self.s
-        fast = s.recipe == "fast"
-        rate = schedule(self.steps_done, s.steps) if fast else 1.0
-        self.lr_Z.fill_(s.lr_Z * rate)
-        self.optimiser_R.param_groups[0]["lr"].fill_(s.lr_R * rate)
-        for group in [group for optimiser in self.optimisers_G for group in optimiser.param_groups]:
-            group["lr"].fill_(s.lr_G * rate)
-        norms_learn = not fast or self.steps_done < max(100, NORM_WARMUP * s.steps)
-        if self.model.G.training != norms_learn:
-            self.model.G.train(norms_learn)
-            if self.captured:
-                self.captured.drop()
-        try:
-            v, v_hat, losses = (self.captured or self.update)(*self.batches.choose())
-        except torch.linalg.LinAlgError:  # --rank: what is not finite has no eigenvectors
-            raise diverged(self.steps_done + 1, s) from None
-        if fast and self.steps_done % Muon.EVERY == 0:
-            self.optimisers_G[1].refresh()
-        self.steps_done += 1
-        return v, v_hat, losses.clone()
-
-    def update(self, clips, rand):
-        """What the device does of a step, for what Batches.choose gave."""
-        s = self.s
-        m = self.model
-        batch = self.batches.gather(clips, rand)
-        static_ids, transient_ids, _, v, _ = batch
-        row_ids, row_of_clip = rows_for_R(transient_ids, len(m.z_t.z), v.device.type == "cpu")
-        z_s = m.z_s.codes_of(static_ids)                                     # (B, D_s)
-        z_t = m.z_t.codes_of(row_ids)                                        # (rows, L, D_t)
+        """One update of gamma, theta and the codes of a batch.
+        Returns v uint8 and v_hat [M, 3, H, W], the frames of this process, and of all processes [loss, l_rec,
+        l_triplet] of the mean clip and the number of processes that ask to stop [4]."""
+        s, m = self.s, self.model
+        is_fast = s.recipe == "fast"
+        rate = schedule(self.steps_done, s.steps) if is_fast else 1.0
+        m.G.train(not is_fast or self.steps_done < max(100, NORM_WARM_UP * s.steps))
+        batch = self.batches.gather(*self.batches.choose())
+        z_s = m.z_s.codes_of(batch.static_rows)  # (n, D_s)
+        z_t = m.z_t.codes_of(batch.transient_rows)  # (n', L, D_t)
         # ---- BEGIN: the training step ----
         m.zero_grad()
-        r = m.R(z_t)                                                         # (rows, L, D_t)
-        if s.recipe == "paper":                                              # stage 1 (Eq. 3.1): gamma
+        r = m.R(z_t)  # (n', L, D_t)
+        if s.recipe == "paper":  # stage 1 (Eq. 3.1): gamma
             m.G.requires_grad_(True)
-            objective(m, s, batch, z_s.detach(), r.detach(), row_of_clip)
-            all_reduce_gradients(m)
-            self.optimisers_G[0].step()
+            objective(m, s, batch, z_s.detach(), r.detach())
+            all_reduce(m, batch)
+            take_step(self.optimisers_G, s.lr_G)
             m.zero_grad()
-            m.G.requires_grad_(False)                                       # stage 2 (Eq. 3.2): Z_V and theta
-        v_hat, frame_loss, losses = objective(m, s, batch, z_s, r, row_of_clip)
-        all_reduce_gradients(m)
-        if s.recipe == "fast":                                               # one backward serves both stages
-            for optimiser in self.optimisers_G:
-                optimiser.step()
-        self.optimiser_R.step()
-        m.z_s.update(static_ids, z_s.grad, self.lr_Z)
-        first = (row_of_clip[:, None] == row_of_clip).tril(-1).logical_not().all(1)  # z_t.grad is a row's sum
-        m.z_t.update(transient_ids, z_t.grad[row_of_clip] * first[:, None, None], self.lr_Z)
+            m.G.requires_grad_(False)  # stage 2 (Eq. 3.2): Z_V and theta
+        v_hat, losses, terms = objective(m, s, batch, z_s, r)
+        losses = among_all_clips(batch, losses)  # (B, T)
+        terms = F.pad(terms / len(batch.clips), (0, 1), value=float(self.stop))  # (4,)
+        all_reduce(m, batch, z_s.grad, z_t.grad, losses, terms)
+        if is_fast:  # one backward serves both stages
+            take_step(self.optimisers_G, s.lr_G * rate)
+        take_step([self.optimiser_R], s.lr_R * rate)
+        m.z_s.update(batch.static_rows, z_s.grad, s.lr_Z * rate)
+        m.z_t.update(batch.transient_rows, z_t.grad, s.lr_Z * rate)
         # ---- END: the training step ----
-        self.batches.learn(clips, frame_loss)
-        return v, v_hat, losses
+        self.batches.update_losses(batch.clips, losses)
+        self.steps_done += 1
+        return batch.v, v_hat, terms
 
     def state(self):
-        """All of it, the same in every process: rows that live in one process alone are brought together."""
-        model = self.model.state_dict()
-        for name, row_ids in self.own_rows.items():
-            order = torch.cat(from_all(row_ids)).argsort()
-            for key in [key for key in model if key.startswith(name)]:
-                model[key] = torch.cat(from_all(model[key].cpu()))[order]
-        optimisers = [optimiser.state_dict()["state"] for optimiser in (self.optimiser_R, *self.optimisers_G)]
-        order = from_all(self.batches.state())
-        return dict(model=model, optimisers=optimisers, batches=order, steps_done=self.steps_done)
+        optimisers = [optimiser.state_dict() for optimiser in (self.optimiser_R, *self.optimisers_G)]
+        return dict(model=self.model.state_dict(), optimisers=optimisers, batches=self.batches.state(),
+                    steps_done=self.steps_done)
 
     def restore(self, state):
-        """Take up a state. Returns whether the clips go on in their order (Batches.restore).
-
-        Raises RuntimeError, KeyError, IndexError or ValueError where the state is of another shape."""
-        model = dict(state["model"])
-        for name, row_ids in self.own_rows.items():
-            model.update({key: model[key][row_ids] for key in model if key.startswith(name)})
-        self.model.load_state_dict(model)
+        """Continue from a state. Raises RuntimeError, KeyError, TypeError or ValueError for another shape."""
+        self.model.load_state_dict(state["model"])
         for optimiser, kept in zip((self.optimiser_R, *self.optimisers_G), state["optimisers"], strict=True):
-            optimiser.load_state_dict(dict(optimiser.state_dict(), state=kept))
+            optimiser.load_state_dict(kept)
+        self.batches.restore(state["batches"])
         self.steps_done = state["steps_done"]
-        return self.batches.restore(state["batches"], self.s.seed + self.steps_done)
+
+def adam(groups, device):
+    """Adam (Table 6); the weight_decay of a group is decoupled."""
+    return torch.optim.AdamW(groups, weight_decay=0.0, fused=device.type != "mps")
+
+def take_step(optimisers, lr):
+    """A step of the optimisers at the learning rate lr, rounded to float32 as their weights are."""
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = torch.tensor(lr)
+        optimiser.step()
 
 # ---- the clips on the device, and their order --------------------------------------------------------------
+@dataclass
+class Batch:
+    """The clips of a step: all processes draw the same B clips, and a process renders B' of them."""
+    clips: torch.Tensor  # (B,) indices
+    static_rows: torch.Tensor  # (n,) rows of z_s, each once
+    transient_rows: torch.Tensor  # (n',) rows of z_t, each once
+    static_of_clip: torch.Tensor  # (B',) the place of a clip's row in static_rows
+    transient_of_clip: torch.Tensor  # (B',) and in transient_rows
+    times: torch.Tensor  # (B', T) frames of each clip
+    v: torch.Tensor  # (B'*T, 3, H, W) uint8
+    augmentation: torch.Tensor  # (B'*T, 4), or None
+
 class Batches:
-    """The clips as bytes on the device, and the order in which training meets them."""
+    """The clips as bytes on the device, and the order in which training visits them."""
 
     def __init__(self, clips, s, device):
-        self.frames = torch.from_numpy(clips.full).to(device)                # (sum of lengths, H, W, 3) uint8
-        self.length = torch.from_numpy(clips.length).to(device)              # (N,)
-        self.offset = self.length.cumsum(0) - self.length                    # (N,) where each clip begins
+        self.s = s
+        self.N, self.L = clips.videos.shape[:2]
+        self.T = s.per_clip or self.L
+        self.frames = torch.from_numpy(clips.full).to(device)  # (sum of lengths, H, W, 3) uint8
+        self.length = torch.from_numpy(clips.length).to(device)  # (N,)
+        self.begin = self.length.cumsum(0) - self.length  # (N,) first frame of each clip
         self.static_id = torch.from_numpy(clips.static_id).to(device)
         self.transient_id = torch.from_numpy(clips.transient_id).to(device)
-        self.N, self.L = clips.videos.shape[:2]
-        self.B = s.batch // WORLD
-        self.F = s.per_clip or self.L
-        self.s = s
-        self.times_met = torch.zeros(self.N, device=device)
+        self.visits = torch.zeros(self.N, device=device)
         self.clip_loss = torch.ones(self.N, device=device)
-        self.rng = torch.Generator(device)
-        self.rng.manual_seed(s.seed + 1_000_003 * RANK)                      # other numbers in each process
+        self.rng = torch.Generator().manual_seed(s.seed)
 
     @record_function("nav: choose clips")
     def choose(self):
-        """The clips of a step [B], no two the same, and random numbers for windows, frames and augmentation:
-        [B, L + 1], with --augment [B, L + 1 + 5 F].
-
-        The clips met least often come next, at random among equals: every pass is a new permutation. The fast
-        recipe does importance sampling: a meeting counts (mean loss / the clip's loss)^HARD_CLIP_POWER, from
-        1/8 to 8, so that hard clips come more often."""
-        rand = partial(torch.rand, generator=self.rng, device=self.times_met.device)
-        clips = (self.times_met + rand(self.N)).topk(self.B, largest=False).indices
-        ease = self.clip_loss.mean() / self.clip_loss[clips].clamp(min=1e-9)
-        self.times_met[clips] += (ease ** HARD_CLIP_POWER).clamp(1 / 8, 8) if self.s.recipe == "fast" else 1
-        return clips, rand(self.B, self.L + 1 + (5 * self.F if self.s.augment else 0))
+        """The clips of a step [B], no two equal, and random numbers [B, L + 1], with --augment 5 T more.
+        The clips with the fewest visits come next, at random among equals: every pass is a new permutation.
+        In the fast recipe hard clips are drawn more often: a visit counts (mean loss / the clip's loss)^3,
+        clamped to [1/8, 8]. (The loss is not reweighted, so hard clips weigh more than in Eq. 6.)"""
+        s = self.s
+        ties = torch.rand(self.N, generator=self.rng).to(self.visits.device)
+        clips = (self.visits + ties).topk(s.batch, largest=False).indices
+        visit = 1
+        if s.recipe == "fast":
+            ease = self.clip_loss.mean() / self.clip_loss[clips].clamp(min=1e-9)
+            visit = (ease ** HARD_CLIP_POWER).clamp(1 / 8, 8)
+        self.visits[clips] += visit
+        count = self.L + 1 + (5 * self.T if s.augment else 0)
+        numbers = torch.rand(s.batch, count, generator=self.rng)
+        return clips, numbers.to(clips.device)
 
     @record_function("nav: gather frames")
-    def gather(self, clips, rand):
-        """static_id [B], transient_id [B], times [B, F], v uint8 [B*F, 3, H, W] of chosen clips: F different
-        frames of each, in random order, of which the first is the k of l_static; and what `augment` gives."""
-        times = rand[:, 1:self.L + 1].argsort(1)[:, :self.F]
-        offset = self.offset[clips]
+    def gather(self, clips, numbers):
+        """The Batch of chosen clips [B]: T different frames of each, in random order, and their rows."""
+        L = self.L
+        static_rows, static_of_clip = self.static_id[clips].unique(return_inverse=True)
+        transient_rows, transient_of_clip = self.transient_id[clips].unique(return_inverse=True)
+        mine = slice(RANK, None, WORLD)  # the clips that this process renders
+        numbers = numbers[mine]
+        times = numbers[:, 1:L + 1].argsort(1)[:, :self.T]  # (B', T)
+        begin = self.begin[clips[mine]]
         if self.s.window == "random":
-            offset = offset + (rand[:, 0] * (self.length[clips] - self.L + 1)).long()
-        v = self.frames[offset[:, None] + times]                             # (B, F, H, W, 3)
+            begin = begin + (numbers[:, 0] * (self.length[clips[mine]] - L + 1)).long()
+        v = self.frames[begin[:, None] + times]  # (B', T, H, W, 3)
         v = v.flatten(0, 1).permute(0, 3, 1, 2)
-        numbers = None
+        augmentation = None
         if self.s.augment:
-            v, numbers = augment(v, rand[:, self.L + 1:].reshape(-1, 5))
-        return self.static_id[clips], self.transient_id[clips], times, v, numbers
+            v, augmentation = augment(v, numbers[:, L + 1:].reshape(-1, 5))
+        return Batch(clips, static_rows, transient_rows, static_of_clip[mine], transient_of_clip[mine],
+                     times, v, augmentation)
 
-    def learn(self, clips, frame_loss):
-        """Keep a running mean of each clip's loss: clips [B], frame_loss [B*F]."""
-        self.clip_loss[clips] = self.clip_loss[clips].lerp(frame_loss.view(self.B, self.F).mean(1), 0.1)
+    def update_losses(self, clips, losses):
+        """Keep a running mean of each clip's loss: clips [B], losses [B, T]."""
+        self.clip_loss[clips] = self.clip_loss[clips].lerp(losses.mean(1), 0.1)
 
     def state(self):
-        return dict(times_met=self.times_met.cpu(), clip_loss=self.clip_loss.cpu(), rng=self.rng.get_state())
+        return dict(visits=self.visits.cpu(), clip_loss=self.clip_loss.cpu(), rng=self.rng.get_state())
 
-    def restore(self, states, seed):
-        """Go on from the states of all processes -> True; or begin anew by `seed`, where other processes or
-        another kind of device left them -> False. Raises KeyError or RuntimeError for anything else."""
-        if len(states) != WORLD or len(states[RANK]["rng"]) != len(self.rng.get_state()):
-            self.rng.manual_seed(seed + 1_000_003 * RANK)
-            return False
-        self.times_met.copy_(states[RANK]["times_met"])
-        self.clip_loss.copy_(states[RANK]["clip_loss"])
-        self.rng.set_state(states[RANK]["rng"].cpu())
-        return True
+    def restore(self, state):
+        self.visits.copy_(state["visits"])
+        self.clip_loss.copy_(state["clip_loss"])
+        self.rng.set_state(state["rng"])
 
-# ---- videos of codes ---------------------------------------------------------------------------------------
+# ============================================================================================================
+# The paper's method ends here. Below: the sampler, our recipe, measures, experiments, and the shell.
+# ============================================================================================================
+
+# ---- the sampler: videos of codes (Sec. 1; Fig. 6 and 7) ---------------------------------------------------
 def to_bytes(frames):
     """Frames [M, 3, H, W] in [-1, 1] -> uint8 [M, H, W, 3]."""
     return frames.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 @torch.no_grad()
-def videos_of(model, z_s, z_t, label, n=16):
+def videos_of(model, z_s, z_t, label):
     """Clips of codes [K, D_s] and [K, L, D_t], label [K] -> uint8 [K, L, H, W, 3]. Puts G in eval mode."""
     model.G.eval()
-    parts = zip(z_s.split(n), z_t.split(n), label.split(n))
-    frames = torch.cat([to_bytes(model.render(z, model.R(t), k)) for z, t, k in parts])
-    return frames.unflatten(0, z_t.shape[:2])
+    parts = zip(z_s.split(16), z_t.split(16), label.split(16))
+    frames = [to_bytes(model.render(z, model.R(t), k)) for z, t, k in parts]
+    return torch.cat(frames).unflatten(0, z_t.shape[:2])
 
-def videos(model, static_id, transient_id):
+def videos(model, static_row, transient_row):
     """Clips of pairs of dictionary rows, int64 [K] and [K], arrays or tensors -> uint8 [K, L, H, W, 3]."""
-    i, k = (torch.as_tensor(ids, device=model.z_s.z.device) for ids in (static_id, transient_id))
+    i, k = (torch.as_tensor(rows, device=model.z_s.z.device) for rows in (static_row, transient_row))
     return videos_of(model, model.z_s.z[i], model.z_t.z[k], k)
 
-# ---- what is asked for: device, settings, clips ------------------------------------------------------------
-def choose_device(name):
-    """auto, cpu, cuda or mps -> torch.device. Raises DataError, RuntimeError for a vain NAV_KERNELS."""
-    mps = torch.backends.mps.is_available() and WORLD == 1
-    there = dict(cuda=torch.cuda.is_available(), mps=mps, cpu=True)
-    name = next(filter(there.get, there)) if name == "auto" else name
-    if not there[name]:
-        raise DataError(f"--device {name}: this machine or this PyTorch has none; use --device cpu")
-    if name == "cuda" and WORLD > 1:
-        if LOCAL_RANK >= torch.cuda.device_count():
-            raise DataError(f"{torch.cuda.device_count()} GPUs: fewer --nproc_per_node, or --device cpu")
-        torch.cuda.set_device(LOCAL_RANK)
-    backend(name)
-    return torch.device(name)
+def random_rows(model, count, rng):
+    """Random pairs of dictionary rows -> static_row [count], transient_row [count]."""
+    return [torch.randint(len(rows.z), (count,), generator=rng) for rows in (model.z_s, model.z_t)]
 
-def choose_settings(args, clips, device):
-    """Table 6's row, the recipe's values, the options -> (Settings, Clips, why this precision). DataError."""
-    all_N, all_L, H, W, _ = clips.videos.shape
-    N = max(1, all_N - (args.hold_out or 0) - (args.hold_out_clips or 0))    # clips to train on
-    name = Path(args.dataset).stem
-    row = name if name in TABLE_6 else "weizmann" if clips.grid else "chair"
-    steps, clips_then = FAST_STEPS[row]
-    values = dict(TABLE_6[row], steps=round(steps * max(1, N / clips_then) ** 0.5))
-    if args.recipe == "paper":
-        values.update(PAPER_RATES[row], conditional=row == "weizmann", batch=1, per_clip=0, precision="fp32",
-                      steps=PAPER_UPDATES[row] * N)  # in bf16 R may diverge at the grid's lr_R
-    elif row == "weizmann":
-        values.update(window="aligned", augment=bool(args.hold_out), decay=2.5)
-    if args.recipe != "paper" and device.type == "cuda":
-        values.update(width=64, batch=128)
-    asked = {f.name: getattr(args, f.name) for f in fields(Settings)}
-    s = Settings(**values | {name: value for name, value in asked.items() if value is not None})
-    most = N if device.type == "cpu" else -(-N // 2)  # of few clips half, so that hard ones come more often
-    if s.batch > most:  # fewer clips than a step takes: more frames of each, about as many in all
-        if args.per_clip is None:
-            s.per_clip = min(s.per_clip * round(s.batch / most), all_L // s.every)
-        s.batch = most
-    why = "asked for" if args.precision else "the recipe's"
-    if s.precision == "auto":
-        fast = (torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else
-                torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-        s.precision = "bf16" if fast and device.type != "mps" else "fp32"
-        why = "the faster here"
-    L = -(-all_L // s.every)
-    for wrong, text in (
-        (s.hold_out and s.hold_out_clips, "--hold-out and --hold-out-clips: one run takes one of the two"),
-        (s.hold_out_clips >= all_N, f"--hold-out-clips {s.hold_out_clips}: of {all_N}, one must be left"),
-        (L < s.alpha + 2, f"clips of {L} frames hold no triplet of radius {s.alpha}; data_prep.py --frames"),
-        (s.per_clip > L, f"--per-clip {s.per_clip}: at most {L}, or 0 for all frames of a clip"),
-        (H != W or H not in data_prep.SIDES, f"frames of {H} x {W}: G makes squares of {data_prep.SIDES} "
-                                             "pixels; prepare clips with data_prep.py --size 64"),
-        (s.levels > math.log2(H), f"--levels {s.levels}: at most {int(math.log2(H))} for {H} pixels"),
-        (s.rank > min(L, s.D_t), f"--rank {s.rank}: at most {min(L, s.D_t)} for codes of {L} x {s.D_t}"),
-        (s.batch % WORLD or N < WORLD, f"--batch {s.batch}: as many for each of {WORLD} processes"),
-    ):
-        if wrong:
-            raise DataError(text)
-    return s, data_prep.aligned(clips, unseen(clips, s)) if s.window == "aligned" else clips, why
+@torch.no_grad()
+def frames_between(model, pair, weights):
+    """Frames of the clip of a pair of dictionary rows, weights [n, L] -> uint8 [n, H, W, 3] on the CPU.
+    Frame j is G of the mean of R's outputs (in the paper: of z_t) with weights[j]."""
+    i, k = torch.as_tensor(pair, device=model.z_s.z.device)[:, None]
+    model.G.eval()
+    r = model.R(model.z_t.z[k])  # (1, L, D_t)
+    return to_bytes(model.render(model.z_s.z[i], weights.to(r) @ r, k)).cpu()
 
-def unseen(everything, s):
+def line(L, a, b, K):
+    """Weights [K + 1, L] of frame a (from 0) and of K frames on the line from a to b (Fig. 7)."""
+    share = torch.arange(K + 1) / (K + 1)
+    weights = torch.zeros(K + 1, L)
+    weights[:, a] = 1 - share
+    weights[:, b] += share
+    return weights
+
+def gaussian_codes(codes, count, rng):
+    """New static codes [count, D_s] from a Gaussian fitted to codes [rows, D_s], float64."""
+    variances, axes = torch.linalg.eigh(torch.cov(codes.T))  # ascending
+    normal = torch.randn(count, len(variances), generator=rng, dtype=codes.dtype)
+    # An axis for 8 codes: with more of the principal axes chairs fall apart (docs/results.md, New chairs).
+    normal[:, :-max(1, len(codes) // 8)] = 0
+    return unit_ball(codes.mean(0) + normal * variances.clamp(min=0).sqrt() @ axes.T)
+
+def sample(args):
+    """new videos: random pairs of learned codes (Sec. 1), or static codes of a Gaussian fitted to those"""
+    run = load(args.run, args.device)
+    model, data = run.model, run.data
+    rng = torch.Generator().manual_seed(args.seed)
+    codes = model.z_s.z.cpu().double()
+    i, k = random_rows(model, args.count, rng)
+    if args.prior == "gaussian":
+        if len(codes) < 2:
+            raise DataError(f"--prior gaussian: {args.run} has one static code, a Gaussian needs two or more")
+        k = k.to(model.z_s.z.device)
+        z_s = gaussian_codes(codes, args.count, rng).to(model.z_s.z)
+        clips = videos_of(model, z_s, model.z_t.z[k], k).cpu()
+        rows, labels = beside_nearest(run, clips, args.dataset)
+    else:
+        clips = rows = videos(model, i, k).cpu()
+        names = data["static_names"], data["transient_names"]
+        labels = [f"{names[0][a]} {names[1][b]}"[:20] for a, b in zip(i, k)]
+    rows = list(rows[:, spread(data["frames"], 8)].numpy())
+    path = show(args.out or run.folder, "samples", data, rows, data_prep.side_by_side(clips.numpy()),
+                row_labels=labels)
+    say(f"{args.count} videos: {path} and .gif")
+
+def beside_nearest(run, clips, dataset):
+    """New clips [K, L, H, W, 3], each over its nearest training clip [2 K, ...], and labels of these rows.
+    Says how far the new clips are from training clips, and how far real clips that training never saw are."""
+    every, data = run.settings.every, run.data
+    train_set, held_out = keep_from_training(clips_of_run(run, dataset), run.settings)
+    if not held_out and data["dataset"] == "chair" and not data["path"]:
+        held_out = data_prep.draw_chairs(len(clips), data["frames"] * every, data["size"], seed=1)
+    real = torch.from_numpy(train_set.videos)
+    index, distance = nearest(clips, real)
+    say(f"new clips: {distance.mean():.3f} from the nearest training clip (rms on [0, 1]; 0 is a copy)")
+    if held_out:
+        _, distance = nearest(torch.from_numpy(held_out.videos[:, ::every]), real)
+        say(f"real clips that training never saw: {distance.mean():.3f}")
+    rows = torch.stack([clips, real[index]], 1).flatten(0, 1)
+    return rows, ["new", "nearest real"] * len(clips)
+
+FRAME = (220, 30, 30)  # the colour around pairs and frames that training never saw
+
+def exchange(args):
+    """Fig. 6: every static code with every transient code, three frames of each; unseen pairs are framed"""
+    run = load(args.run, args.device)
+    data, L = run.data, run.data["frames"]
+    rows, columns = data["static_names"], data["transient_names"]
+    size = f"{len(rows)} x {len(columns)}"
+    if min(len(rows), len(columns)) < 2 or len(rows) * len(columns) > 1024:
+        raise DataError(f"exchange shows 2 x 2 to 1024 pairs; {size} codes are no grid")
+    moments = [(L - 1) * quarter // 4 for quarter in (1, 2, 3)]
+    cells, frames = [], []
+    for i in range(len(rows)):
+        clips = videos(run.model, [i] * len(columns), range(len(columns)))
+        cells.append([np.concatenate(list(clip), 1) for clip in clips[:, moments].cpu().numpy()])
+        frames.append([None if [i, k] in data["pairs"] else FRAME for k in range(len(columns))])
+    path = show(args.out or run.folder, "exchange", data, cells, gap=4, frames=frames, row_labels=rows,
+                column_labels=columns)
+    unseen = sum(row.count(FRAME) for row in frames)
+    say(f"{size} pairs, {unseen} of them unseen and framed: {path}")
+
+def interpolate(args):
+    """Fig. 7: frames between two frames of a clip; with --fps-factor, between all of its frames"""
+    run = load(args.run, args.device)
+    data, L = run.data, run.data["frames"]
+    a, b = args.frames
+    ends, K = [(a - 1, b - 1)], args.between
+    if args.fps_factor:
+        ends, K = [(t, t + 1) for t in range(L - 1)], args.fps_factor - 1
+    elif not 1 <= a < b <= L:
+        raise DataError(f"--frames {a} {b}: two frames in order of 1 to {L} expected")
+    if args.clip >= data["clips"]:
+        raise DataError(f"--clip {args.clip}: this run has clips 0 to {data['clips'] - 1}")
+    last = torch.eye(L)[[ends[-1][1]]]
+    weights = torch.cat([line(L, a, b, K) for a, b in ends] + [last])
+    video = frames_between(run.model, data["pairs"][args.clip], weights).numpy()
+    frames = [FRAME if t % (K + 1) else None for t in range(len(video))]
+    starts = range(0, len(video), 16)
+    path = show(args.out or run.folder, "interpolation", data, [list(video[t:t + 16]) for t in starts], video,
+                fps=8 * (args.fps_factor or 1), gap=4, frames=[frames[t:t + 16] for t in starts])
+    say(f"{data['names'][args.clip]}: {len(ends) * K} frames between, framed: {path} and .gif")
+
+# ---- our recipe: rates, first codes, Muon, augmentation ----------------------------------------------------
+HARD_CLIP_POWER = 3.0  # a clip of twice the mean loss is drawn 2^3 times as often (Batches.choose)
+
+def schedule(step, steps, warm_up=50):
+    """The fast recipe's rates, in (0, 1]: a short linear warm-up, full until half-way, linear to zero."""
+    return min(1.0, (step + 1) / warm_up, 2 * (1 - step / steps))
+
+def optimisers_of_G(G, s, device):
+    """Adam for gamma (Table 6). In the fast recipe Muon trains G's layers behind the first."""
+    layers = [layer for layer in G.layers if isinstance(layer, nn.ConvTranspose2d)]
+    weights = [layer.weight for layer in layers] if s.recipe == "fast" else []
+    others = [p for p in G.parameters() if all(p is not w for w in weights)]
+    matrices = dict(params=[p for p in others if p.ndim > 1], weight_decay=s.decay)
+    norms_and_biases = dict(params=[p for p in others if p.ndim == 1])
+    optimisers = [adam([matrices, norms_and_biases], device)]
+    if weights:
+        optimisers.append(Muon(weights, s.decay, bf16=s.precision == "bf16"))
+    return optimisers
+
+def principal_components(x, k):
+    """PCA of rows x [n, d] -> [n, k] float32, the longest row scaled to 0.9; zeros if d < k."""
+    x = (x - x.mean(0)).double()
+    axes = torch.linalg.eigh(x.T @ x)[1].flip(1)[:, :k]  # (d, k), the largest first
+    y = x @ axes
+    y = y * (0.9 / y.norm(dim=1).max().clamp(min=1e-9))
+    return F.pad(y, (0, k - y.shape[1])).float()
+
+def mean_of_rows(row_of_clip, n_rows, values):
+    """The mean of values [N, ...] over the clips of each row -> [n_rows, ...]; zeros where no clip is."""
+    row_of_clip = torch.from_numpy(row_of_clip)
+    total = torch.zeros(n_rows, *values.shape[1:]).index_add_(0, row_of_clip, values)
+    count = torch.bincount(row_of_clip, minlength=n_rows).clamp(min=1)
+    return (total.flatten(1) / count[:, None]).view(total.shape)
+
+@torch.no_grad()
+def start_from_clips(model, clips):
+    """First codes, by PCA of frames of 8 x 8: similar clips and similar frames start close together.
+    z_s comes from a static row's mean frame, z_t from the frames less that mean, both with a little noise. R
+    starts close to the identity on z_t: PyTorch's first R shrinks the variation of r to a sixth of a static
+    code's norm, so that G would start nearly blind to motion."""
+    N, L, H = clips.videos.shape[:3]
+    frames = torch.empty(N, L, 192)
+    for video, small in zip(clips.videos, frames):  # one by one: all as floats may not fit into the memory
+        small.copy_(F.avg_pool2d(unit_frames(torch.from_numpy(video)), H // 8).flatten(1))
+    still = mean_of_rows(clips.static_id, len(clips.static_names), frames.mean(1))  # (static rows, 192)
+    frames -= still[clips.static_id][:, None]
+    moving = mean_of_rows(clips.transient_id, len(clips.transient_names), frames)  # (transient rows, L, 192)
+    z_s, z_t = model.z_s, model.z_t
+    first_s = principal_components(still, z_s.z.shape[-1])
+    first_t = principal_components(moving.flatten(0, 1), z_t.z.shape[-1]).view(z_t.z.shape)
+    for dictionary, first in ((z_s, first_s), (z_t, first_t)):
+        dictionary.z.copy_(dictionary.project(first + 0.02 * torch.randn_like(first)))
+    if not isinstance(model.R, nn.Identity):
+        start_as_identity(model.R, z_t.z)
+
+@torch.no_grad()
+def start_as_identity(R, z_t, rows=256):
+    """Fit R's linear map by ridge regression, so that R(z_t) starts close to z_t [rows, L, D_t]."""
+    z = z_t[:rows].flatten(0, 1).double()
+    h = F.pad(R.gru(z_t[:rows]).flatten(0, 1).double(), (0, 1), value=1.0)  # (rows * L, HIDDEN + 1)
+    square = h.T @ h
+    square.diagonal().add_(1e-3 * square.diagonal().mean())
+    fitted = torch.linalg.solve(square, h.T @ z)  # (HIDDEN + 1, D_t)
+    R.out.weight.copy_(fitted[:-1].T)
+    R.out.bias.copy_(fitted[-1])
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum whose updates of a matrix have equal singular values, with decoupled weight decay.
+    Weights [c_in, c_out, 4, 4] are matrices [c_in, 16 * c_out]. The update is (m m^T)^(-1/2) x, with m the
+    momentum and x Nesterov's gradient; every eighth step computes the inverse root anew, which is enough. An
+    element moves by about lr (root mean square), as under Adam. bf16: the precision of that product."""
+    EVERY = 8
+
+    def __init__(self, weights, weight_decay=0.0, bf16=False):
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        super().__init__(weights, dict(lr=torch.zeros(()), momentum=0.8, weight_decay=weight_decay))
+        for w in weights:
+            self.state[w].update(m=torch.zeros_like(w), root=torch.eye(len(w), device=w.device), steps=0)
+
+    @torch.no_grad()
+    @record_function("nav: Muon")
+    def step(self):
+        group = self.param_groups[0]
+        for w in group["params"]:
+            lr = group["lr"].to(w.device)
+            state = self.state[w]
+            c_in, c_out, *kernel = w.shape
+            m = state["m"].mul_(group["momentum"]).add_(w.grad)
+            x = as_matrix(w.grad + group["momentum"] * m).to(self.dtype)
+            x = (state["root"].to(self.dtype) @ x).float()
+            x = x.view(c_in, *kernel, c_out).permute(0, 3, 1, 2)
+            w.mul_(1 - group["weight_decay"] * lr)
+            w.addcmul_(x, lr, value=-max(c_in, 16 * c_out) ** 0.5)
+            if state["steps"] % self.EVERY == 0:
+                state["root"].copy_(inverse_root(m))
+            state["steps"] += 1
+
+def as_matrix(w):
+    """w [c_in, c_out, 4, 4] -> [c_in, 16 * c_out], as it lies in memory, scaled to norm 1."""
+    x = w.permute(0, 2, 3, 1).flatten(1)
+    return x / x.norm().clamp(min=1e-9)
+
+def inverse_root(m):
+    """(m m^T)^(-1/2) of as_matrix(m), by three Newton-Schulz steps on the small m m^T."""
+    x = as_matrix(m)
+    gram = x @ x.T
+    one = torch.eye(len(m), device=m.device)
+    root = one
+    for _ in range(3):
+        p = 3.4445 * one - 4.7750 * gram + 2.0315 * gram @ gram
+        root = root @ p
+        gram = gram @ p @ p
+    return root
+
+def augment(v, rand, most=4):
+    """Conditional augmentation (Karras et al., 2022): G is told of it, so it need not be learned by heart.
+    Frames v uint8 [M, 3, H, H] and rand [M, 5] in [0, 1) -> frames like v and numbers [M, 4]. Half of the
+    frames are shifted by up to `most` pixels, edges repeated. Half have their colours turned about the grey
+    axis: white stays white. An untouched frame keeps its bytes and has numbers 0, as at generation."""
+    M, _, H, _ = v.shape
+    moved, turned = (rand[:, :2] < 0.5).float().unbind(1)  # (M,), (M,)
+    shift = ((rand[:, 2:4] * (2 * most + 1)).floor() - most) * moved[:, None]  # (M, 2) right, down
+    angle = (2 * rand[:, 4] - 1) * math.pi * turned  # (M,)
+    centres = (2 * torch.arange(H, device=v.device) + 1) / H - 1  # (H,) of pixels, in [-1, 1]
+    x, y = (centres - 2 * shift[:, :, None] / H).unbind(1)  # (M, H): the places that pixels come from
+    grid = torch.stack([x[:, None].expand(M, H, H), y[:, :, None].expand(M, H, H)], 3)
+    out = F.grid_sample(v.float(), grid, padding_mode="border", align_corners=False)
+    # The rotation about the grey axis, by Rodrigues' formula.
+    cos = angle.cos()[:, None, None]  # (M, 1, 1)
+    sin = angle.sin()[:, None, None]
+    one = torch.eye(3, device=v.device)
+    cross = (one.roll(1, 0) - one.roll(-1, 0)) / 3 ** 0.5
+    out = (one * cos + (1 - cos) / 3 + cross * sin) @ out.flatten(2)  # (M, 3, H * H)
+    numbers = torch.cat([shift / most, cos[:, 0] - 1, sin[:, 0]], 1)
+    return out.view(v.shape).round().clamp(0, 255).to(torch.uint8), numbers
+
+# ---- the measures of Sec. 4.2, and more: clips are uint8 [K, L, H, W, 3] -----------------------------------
+def unit_frames(clips):
+    """uint8 [..., H, W, 3] -> float [..., 3, H, W] in [0, 1]."""
+    return clips.movedim(-1, -3).float() / 255
+
+def psnr(generated, real):
+    """dB of each clip, by its mean squared error on [0, 1], at most 100. uint8 [K, L, H, W, 3] -> [K]."""
+    mse = torch.stack([((g.float() - r.float()) / 255).square().mean() for g, r in zip(generated, real)])
+    return -10 * mse.clamp(min=1e-10).log10()
+
+def ssim(x, y):
+    """SSIM of frames, float [M, C, H, W] in [0, 1] twice, sides of at least 11 -> [M]: Gaussian 11 x 11.
+    As scikit-image's structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    data_range=1), averaged over colours; a border of 5 pixels is left out, as there."""
+    taps = torch.exp(-torch.arange(-5, 6, dtype=x.dtype, device=x.device).square() / (2 * 1.5 ** 2))
+    taps = (taps / taps.sum()).expand(x.shape[1], 1, 1, 11)
+
+    def mean(v):  # the local mean of each colour, one axis after the other
+        return F.conv2d(F.conv2d(v, taps, groups=len(taps)), taps.mT, groups=len(taps))
+
+    mx = mean(x)
+    my = mean(y)
+    vx = mean(x * x) - mx * mx
+    vy = mean(y * y) - my * my
+    vxy = mean(x * y) - mx * my
+    numerator = (2 * mx * my + 1e-4) * (2 * vxy + 9e-4)
+    denominator = (mx * mx + my * my + 1e-4) * (vx + vy + 9e-4)
+    return (numerator / denominator).mean((1, 2, 3))
+
+def mean_ssim(a, b):
+    """Mean SSIM of the frames of clips, uint8 [K, L, H, W, 3] twice; 16 clips at a time."""
+    values = []
+    for x, y in zip(a.split(16), b.split(16)):
+        values.append(ssim(unit_frames(x).flatten(0, 1), unit_frames(y).flatten(0, 1)))
+    return torch.cat(values).mean().item()
+
+def fcs(clips):
+    """Frame Consistency Score: mean SSIM of each clip's first frame with all its frames, itself included."""
+    return mean_ssim(clips[:, :1].expand_as(clips), clips)
+
+VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
+
+def load_vgg16(where, device):
+    """(phi of the MCS, None), or (None, the reason). where: PATH, `download`, or None for the cache.
+    phi is VGG16 up to relu3_3: normalised frames [M, 3, H, W] -> [M, 256, H / 4, W / 4]. Raises DataError."""
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(VGG16).name)
+    if not where and not cached.is_file():
+        return None, "no VGG16 weights: --vgg16 download fetches them (528 MB), --vgg16 PATH reads them"
+    layers = []
+    for block in ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256)):
+        for c_in, c_out in zip(block, block[1:]):
+            layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+    phi = nn.Sequential(*layers[:-1])
+    try:
+        if where in (None, "download"):
+            weights = torch.hub.load_state_dict_from_url(VGG16, map_location="cpu", check_hash=True)
+        else:
+            weights = torch.load(where, map_location="cpu", weights_only=True)
+        phi.load_state_dict({key: weights[f"features.{key}"] for key in phi.state_dict()})
+    except Exception as error:  # no network, a wrong hash, no such file, damaged bytes, other layers
+        reason = printable(error) if isinstance(error, OSError) else type(error).__name__
+        raise DataError(f"--vgg16 {where or cached}: not VGG16 with torchvision's names ({reason})") from None
+    return phi.to(device).requires_grad_(False), None
+
+def motion(phi, clips):
+    """Mean over clips of phi(v_{t+1}) - phi(v_t). uint8 [K, L, H, W, 3] -> [L - 1, 256, H / 4, W / 4]."""
+    # torchvision's normalisation.
+    mean = torch.tensor([0.485, 0.456, 0.406], device=clips.device)[:, None, None]
+    std = torch.tensor([0.229, 0.224, 0.225], device=clips.device)[:, None, None]
+    return sum(phi((unit_frames(v) - mean) / std).diff(dim=0) for v in clips) / len(clips)
+
+def nearest(clips, real):
+    """The nearest real clip by frames of 16 x 16. uint8 [K, L, H, W, 3], [K', L, H, W, 3] -> index [K], and
+    distance [K]: root mean square on [0, 1]."""
+    a, b = (torch.stack([F.adaptive_avg_pool2d(unit_frames(v), 16).flatten() for v in videos])
+            for videos in (clips, real))
+    distance, index = torch.cdist(a, b).min(1)
+    return index, distance / a.shape[1] ** 0.5
+
+def scores(generated, real, phi, reason):
+    """Table 2's two scores of clips, uint8 [K, L, H, W, 3] and [K', L, H, W, 3] on one device, and two more.
+    mcs is the paper's log10 |f - f^|^2. Averaging `motion` over t telescopes to (last - first) / (L - 1), so
+    mcs ignores everything in between; mcs_t is the log10 of the mean over t of |f_t - f^_t|^2. Lower is
+    better. Both are None without phi, and for equal motion (JSON has no infinity). fcs_bound is the FCS of
+    the real clips. distinct_nearest: the number of real clips that are nearest to a generated clip."""
+    found = dict(fcs=fcs(generated), fcs_bound=fcs(real), mcs=None, mcs_t=None, mcs_note=reason,
+                 distinct_nearest=len(nearest(generated, real)[0].unique()))
+    if phi:
+        difference = motion(phi, generated) - motion(phi, real)  # (L - 1, 256, H / 4, W / 4)
+        square = difference.mean(0).square().sum()
+        square_t = difference.square().sum((1, 2, 3)).mean()
+        found["mcs"] = square.log10().item() if square else None
+        found["mcs_t"] = square_t.log10().item() if square_t else None
+        if not square:
+            found["mcs_note"] = "-inf: the generated clips move like the real clips"
+    return found
+
+def scores_in_words(found):
+    mcs = found["mcs_note"] or f"MCS {found['mcs']:.2f}, MCS_t {found['mcs_t']:.2f}"
+    return f"FCS {found['fcs']:.3f} (real clips {found['fcs_bound']:.3f}: the closer the better); {mcs}"
+
+# ---- unseen pairs (Sec. 4.3, Table 3), and interpolation as a number ---------------------------------------
+def held_out_clips(everything, s):
     """--hold-out, --hold-out-clips -> indices of the clips that are kept from training. Raises DataError.
     Table 3: cells of the grid are drawn with the seed; every person and every action stays in some clip."""
     N = len(everything.names)
     held_out = list(range(N - s.hold_out_clips, N))
-    left_i = np.bincount(everything.static_id)
-    left_k = np.bincount(everything.transient_id)
+    of_person = np.bincount(everything.static_id)
+    of_action = np.bincount(everything.transient_id)
     for j in np.random.default_rng(s.seed).permutation(N):
         i, k = everything.static_id[j], everything.transient_id[j]
-        if len(held_out) < s.hold_out and left_i[i] > 1 and left_k[k] > 1:
+        if len(held_out) < s.hold_out and of_person[i] > 1 and of_action[k] > 1:
             held_out.append(j)
-            left_i[i] -= 1
-            left_k[k] -= 1
+            of_person[i] -= 1
+            of_action[k] -= 1
     if len(held_out) < s.hold_out:
         raise DataError(f"--hold-out {s.hold_out}: at most {len(held_out)} of these {N} cells can stay "
                         "out with every row and column still seen; a grid has more (folder --grid)")
@@ -561,108 +830,135 @@ def unseen(everything, s):
 
 def keep_from_training(everything, s):
     """--hold-out, --hold-out-clips, --every -> (the Clips to train on, the Clips kept from it). DataError."""
-    held_out = unseen(everything, s)
+    held_out = held_out_clips(everything, s)
     if not held_out and s.every == 1:
         return everything, None
     train_set = data_prep.subset(everything, np.delete(range(len(everything.names)), held_out), s.every)
-    train_set = data_prep.compact(train_set) if s.hold_out_clips else train_set
+    if s.hold_out_clips:
+        train_set = data_prep.compact(train_set)
     return train_set, data_prep.subset(everything, held_out) if held_out else None
 
-# ---- a run's folder ----------------------------------------------------------------------------------------
-def packed(tensors):
-    """What torch.save writes, as bytes: a full disk is then an OSError, not one of torch's own."""
-    buffer = io.BytesIO()
-    torch.save(tensors, buffer)
-    return buffer.getvalue()
-
-def read_checkpoint(folder):
-    """The checkpoint of a run's folder -> dict of tensors and plain values. Raises DataError."""
-    path = Path(folder, "checkpoint.pt")
-    if not path.is_file():
-        raise DataError(f"{path}: no checkpoint there; train first, or name another folder")
-    try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        kept["settings"] = Settings(**kept["settings"])
-        for key in ("model", "optimisers", "batches", "steps_done", "log"):
-            kept[key], kept["data"]["asked_clips"]
-        return kept
-    except Exception as error:  # whatever damaged bytes or another version make torch raise
-        raise DataError(f"{path}: not a checkpoint of this script ({printable(repr(error), 120)})") from None
-
-def load_run(args):
-    """--run and --out -> (settings, data, Model on the chosen device, log, folder to write to). DataError."""
-    if not args.run:
-        raise DataError(f"{args.action} needs --run DIR, the folder of a trained run")
-    kept = read_checkpoint(args.run)
-    s, data, log = kept["settings"], kept["data"], kept["log"]
-    try:
-        rows = (len(data["static_names"]), len(data["transient_names"]))
-        model = Model(s, data["size"], data["frames"], *rows)
-        model.load_state_dict(kept["model"])
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{args.run}/checkpoint.pt: of another shape ({printable(error, 120)})") from None
-    model.to(choose_device(args.device), memory_format=torch.channels_last)
-    return s, data, model, log, Path(args.out or args.run)
-
-def clips_of_run(args, s, data):
-    """All Clips that a run was given: of --dataset, or where they lay then. Raises DataError."""
-    name = args.dataset or data["path"] or data["dataset"]
-    drawn = not data["path"] and args.dataset in (None, data["dataset"])
-    if not drawn and not data_prep.data_path(name).is_file():
-        raise DataError(f"{args.run}: its clips are not at {data_prep.data_path(name).resolve()}; --dataset "
-                        "PATH.npz says where they are")
-    clips, _ = data_prep.find(name, data["asked_clips"], s.layout, drawn)
-    clips = data_prep.aligned(clips, unseen(clips, s)) if s.window == "aligned" else clips
-    if clips.fingerprint != data["fingerprint"]:
-        raise DataError(f"{name} does not hold the clips that {args.run} was trained on "
-                        f"({data['source'][:60]}); --dataset names those, or train afresh")
-    return clips
-
-def show(out, name, data, rows, video=None, fps=8, **more):
-    """A sheet NAME.png of rows (data_prep.sheet) and NAME.gif of video uint8 [L, H, W, 3] -> the PNG's path.
-    What was trained on drawn stand-ins says so in its name."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}{'-standin' if data['standin'] else ''}.png"
-    if rows:
-        data_prep.sheet(rows, path, **more)
-    if video is not None:
-        data_prep.write_gif(video, path.with_suffix(".gif"), fps)
-    return path
-
-def spread(n, k):
-    """k indices spread evenly over range(n), ends included."""
-    return [round(j) for j in np.linspace(0, n - 1, min(k, n))]
-
-# ---- what was kept from training (Sec. 4.3) ----------------------------------------------------------------
 def measure_exchange(model, s, train_set, held_out):
     """Table 3 and Fig. 6 as numbers: dB of pairs kept from training, and of two baselines that need no model.
-
-    nearest: the person's training clip that is closest to the truth, as good as a copy can be. additive: the
-    person's mean clip + the action's mean clip - the mean clip, pixel by pixel."""
+    nearest: the person's training clip that is closest to the truth, the best that a copy can do. additive:
+    the person's mean clip + the action's mean clip - the mean clip, pixel by pixel."""
     real = torch.from_numpy(held_out.videos[:, ::s.every])
     clips = torch.from_numpy(train_set.videos).float()
-    made = videos(model, held_out.static_id, held_out.transient_id).cpu()
-    found = dict(exchange_psnr=psnr(made, real), exchange_nearest_psnr=[], exchange_additive_psnr=[])
+    generated = videos(model, held_out.static_id, held_out.transient_id).cpu()
+    dB_nearest, dB_additive = [], []
     for truth, i, k in zip(real, held_out.static_id, held_out.transient_id):
-        same_person = clips[train_set.static_id == i]
-        additive = same_person.mean(0) + clips[train_set.transient_id == k].mean(0) - clips.mean(0)
-        found["exchange_nearest_psnr"].append(psnr(same_person, truth.expand_as(same_person)).max())
-        found["exchange_additive_psnr"].append(psnr(additive.clamp(0, 255)[None], truth[None]))
-    return {name: torch.as_tensor(dB).mean().item() for name, dB in found.items()}
+        person = clips[train_set.static_id == i]
+        action = clips[train_set.transient_id == k]
+        additive = (person.mean(0) + action.mean(0) - clips.mean(0)).clamp(0, 255)
+        dB_nearest.append(psnr(person, truth.expand_as(person)).max())
+        dB_additive.append(psnr([additive], [truth]))
+    return dict(exchange_psnr=psnr(generated, real).mean().item(),
+                exchange_nearest_psnr=torch.stack(dB_nearest).mean().item(),
+                exchange_additive_psnr=torch.cat(dB_additive).mean().item())
 
+def measure_interpolation(model, s, everything, train_set):
+    """Trained on every K-th frame: dB of the frames between, and of the mean of their neighbours' pixels."""
+    K, L = s.every, train_set.videos.shape[1]
+    weights = torch.cat([line(L, t, t + 1, K - 1)[1:] for t in range(L - 1)])  # (between, L)
+    between = np.flatnonzero(np.arange((L - 1) * K) % K)
+    ours, average = [], []
+    whole = np.delete(everything.videos, held_out_clips(everything, s), 0)
+    for video, pair in zip(whole, zip(train_set.static_id, train_set.transient_id)):
+        real = torch.from_numpy(video)
+        truth = real[between]
+        ours.append(psnr([frames_between(model, pair, weights)], [truth]).item())
+        mean = weights @ real[::K].flatten(1).float()
+        average.append(psnr([mean.view(truth.shape)], [truth]).item())
+    return dict(interpolation_psnr=np.mean(ours).item(), interpolation_average_psnr=np.mean(average).item())
+
+# ---- ablation (Table 4) ------------------------------------------------------------------------------------
+ABLATION = {  # chairs: the paper's MCS and FCS, and the settings that a row changes; -R is not in the paper
+    "-Z": (3.96, 0.75, None),  # codes that nobody learned, for the G and R of +triplet +static
+    "+Z": (3.32, 0.89, None),
+    "-triplet -static": (3.83, 0.77, dict(lambda_t=0.0, lambda_s=0.0)),
+    "-triplet +static": (3.82, 0.85, dict(lambda_t=0.0)),
+    "+triplet -static": (3.36, 0.81, dict(lambda_s=0.0)),
+    "+triplet +static": (3.32, 0.89, {}),
+    "-R": (None, None, dict(recurrent=False)),
+}
+
+def ablation_table(title, seeds, ours):
+    """ours {"-Z, seed 0": scores, ...} of finished rows -> markdown, mean +- sample deviation of n seeds."""
+    def cell(name, key):
+        rows = [ours.get(f"{name}, seed {seed}", {}) for seed in seeds]
+        values = [row[key] for row in rows if row.get(key) is not None]
+        if len(values) < 2:
+            return f"{values[0]:.3f}" if values else "-"
+        return f"{np.mean(values):.3f} +- {np.std(values, ddof=1):.3f} (n={len(values)})"
+    bound = next(iter(ours.values()))["fcs_bound"]
+    lines = [f"{title}, {len(seeds)} seed(s), +- the sample deviation; real FCS {bound:.3f}", "",
+             "| | MCS, paper (chairs) | MCS, ours | FCS, paper (chairs) | FCS, ours | MCS_t | PSNR |",
+             "|---|---|---|---|---|---|---|"]
+    for name, (mcs, fcs, _) in ABLATION.items():
+        lines.append(f"| {name} | {mcs or '-'} | {cell(name, 'mcs')} | {fcs or '-'} | {cell(name, 'fcs')} | "
+                     f"{cell(name, 'mcs_t')} | {cell(name, 'psnr')} |")
+    return "\n".join(lines)
+
+def ablate(args):
+    """Tables 4a and 4b, and a row without R, all at the same steps and seeds; finished rows are kept"""
+    device, base, clips, data = prepare(args)
+    vgg16 = load_vgg16(args.vgg16, device)
+    seeds = range(base.seed, base.seed + args.seeds)
+    out = Path(args.out or f"runs/ablation-{Path(args.dataset).stem}")
+    table = dict(data, settings=asdict(base), generated_clips=args.generated_clips, device=str(device),
+                 vgg16=args.vgg16 or vgg16[1], torch=str(torch.__version__))
+    path = out / "ablation.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    is_same_table = all(before.get(key) == value for key, value in table.items())
+    ours = before["ours"] if is_same_table else {}
+    folder_lock = take_folder(out, is_same_table, say)
+    title = f"{clips.source}; recipe {base.recipe}, {base.steps} steps"
+    for seed in seeds:
+        for name, (_, _, changes) in ABLATION.items():
+            if changes is None or f"{name}, seed {seed}" in ours:
+                continue
+            s = replace(base, seed=seed, **changes)
+            trainer = Trainer(s, clips, device)
+            progress = data_prep.Progress(f"seed {seed}, {name}: steps")
+            for step in range(s.steps):
+                _, _, terms = trainer.step()
+                progress(step + 1, s.steps)
+            if not terms.isfinite().all():
+                raise diverged(s.steps, s)
+            learned, unlearned = measure_row(trainer.model, clips, seed, args.generated_clips, vgg16)
+            ours[f"{name}, seed {seed}"] = learned
+            if name == "+triplet +static":
+                ours.update({f"-Z, seed {seed}": unlearned, f"+Z, seed {seed}": learned})
+            write(path, dict(table, commit=commit(), paper_on_chairs=ABLATION, ours=ours))
+            write(out / "ablation.md", ablation_table(title, seeds, ours))
+    folder_lock.release()
+    say(f"{ablation_table(title, seeds, ours)}\nsee {out}")
+
+def measure_row(model, clips, seed, count, vgg16):
+    """Scores of `count` random pairs of learned codes, and of codes that nobody learned -> two dicts."""
+    device = model.z_s.z.device
+    real = torch.from_numpy(clips.videos).to(device)
+    i, k = random_rows(model, count, torch.Generator().manual_seed(seed))
+    learned = scores(videos(model, i, k), real, *vgg16)
+    learned["psnr"] = psnr(videos(model, clips.static_id, clips.transient_id), real).mean().item()
+    z_s, z_t = (Dictionary(count, *codes.z.shape[1:]).z.to(device) for codes in (model.z_s, model.z_t))
+    return learned, scores(videos_of(model, z_s, z_t, k.to(device)), real, *vgg16)
+
+# ---- encoding: codes of clips that were never trained on ---------------------------------------------------
 def find_codes(model, s, clips, steps=300, lr=0.02):
     """Codes of clips never trained on, uint8 [K, L, H, W, 3] -> z_s [K, D_s], z_t [K, L, D_t], label [K].
-
-    From the closest of up to 512 pairs of dictionary rows, Adam on l_rec, projected; G and R stay."""
-    clips = clips.to(model.z_s.z.device)
+    G and R stay. From the closest of up to 512 pairs of dictionary rows, Adam on l_rec, projected."""
+    device = model.z_s.z.device
+    clips = clips.to(device)
     pairs = torch.cartesian_prod(torch.arange(len(model.z_s.z)), torch.arange(len(model.z_t.z)))
     some = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[:512]
-    pairs = pairs[some].to(clips.device)
-    i, label = pairs[nearest(clips, videos(model, *pairs.T))[0]].T
-    z_s = model.z_s.codes_of(i)
+    pairs = pairs[some].to(device)
+    index, _ = nearest(clips, videos(model, *pairs.T))
+    static_row, label = pairs[index].T
+    z_s = model.z_s.codes_of(static_row)
     z_t = model.z_t.codes_of(label)
     v = clips.flatten(0, 1).permute(0, 3, 1, 2)
-    weight = torch.full((len(v),), 1 / clips.shape[1], device=clips.device)
+    weight = torch.full((len(v),), 1 / clips.shape[1], device=device)
     adam = torch.optim.Adam([z_s, z_t])
     for step in range(steps):
         adam.param_groups[0]["lr"] = lr * schedule(step, steps)
@@ -679,53 +975,273 @@ def measure_encoding(model, s, train_set, held_out):
     """dB of clips kept from training, by codes found for them, and of the closest training clip, a copy."""
     real = torch.from_numpy(held_out.videos[:, ::s.every])
     clips = torch.from_numpy(train_set.videos)
-    generated = torch.cat([videos_of(model, *find_codes(model, s, part)).cpu() for part in real.split(8)])
+    generated = [videos_of(model, *find_codes(model, s, part)).cpu() for part in real.split(8)]
     copies = torch.stack([psnr(clips, truth.expand_as(clips)).max() for truth in real])
-    return dict(encode_psnr=psnr(generated, real).mean().item(), encode_nearest_psnr=copies.mean().item())
+    return dict(encode_psnr=psnr(torch.cat(generated), real).mean().item(),
+                encode_nearest_psnr=copies.mean().item())
 
-@torch.no_grad()
-def frames_between(model, pair, a, b, K):
-    """Fig. 7: K frames between frames a and b (from 0) of the clip of a pair of dictionary rows, on the line
-    between their outputs of R (the paper: z_t) -> uint8 [K + 2, H, W, 3] on the CPU, with both ends."""
-    i, k = torch.as_tensor(pair, device=model.z_s.z.device)[:, None]
-    model.G.eval()
-    r = model.R(model.z_t.z[k])
-    share = torch.linspace(0, 1, K + 2, device=r.device)[:, None]
-    return to_bytes(model.render(model.z_s.z[i], (r[0, a] + share * (r[0, b] - r[0, a]))[None], k)).cpu()
+def encode(args):
+    """finds the codes of a clip that was never trained on, G and R frozen"""
+    run = load(args.run, args.device)
+    s, L, size = run.settings, run.data["frames"], run.data["size"]
+    if args.input.lower().endswith(".npz"):
+        clips = list(data_prep.read_clips(args.input, {}, size=size).values())
+        if len(clips) != 1:
+            raise DataError(f"--input {args.input}: {len(clips)} clips there, one expected")
+        clip = clips[0]
+    else:
+        clip = data_prep.read_clip(args.input, size=size)
+    clip = clip[::s.every][:L]
+    if len(clip) < L:
+        raise DataError(f"--input {args.input}: {len(clip)} frames (of every {s.every}); this run's clips "
+                        f"have {L}")
+    real = torch.from_numpy(clip.copy())[None]
+    z_s, z_t, label = find_codes(run.model, s, real)
+    generated = videos_of(run.model, z_s, z_t, label).cpu()
+    both = torch.cat([real, generated])
+    out = Path(args.out or run.folder)
+    path = show(out, "encoded", run.data, list(both[:, spread(L, 8)].numpy()),
+                data_prep.side_by_side(both.numpy()), row_labels=["input", "encoded"])
+    write(out / "encoded.pt", serialise(dict(z_s=z_s[0].cpu(), z_t=z_t[0].cpu(), label=label[0].item())))
+    say(f"PSNR {psnr(generated, real).item():.2f} dB from {z_s.numel() + z_t.numel()} numbers (the clip has "
+        f"{real.numel()}); see {path}")
 
-def measure_interpolation(model, s, everything, train_set):
-    """Trained on every K-th frame: dB of the frames between, and of the mean of their neighbours' pixels."""
-    K = s.every
-    dB = []
-    for name, pair in zip(train_set.names, zip(train_set.static_id, train_set.transient_id)):
-        v = torch.from_numpy(everything.videos[everything.names.index(name)])
-        ends = range(0, len(v) - K, K)
-        real = torch.cat([v[t + 1:t + K] for t in ends])
-        ours = torch.cat([frames_between(model, pair, t // K, t // K + 1, K - 1)[1:-1] for t in ends])
-        mean = [torch.lerp(v[t].float(), v[t + K].float(), n / K) for t in ends for n in range(1, K)]
-        dB.append(psnr([ours, torch.stack(mean)], [real, real]).tolist())
-    return dict(zip(("interpolation_psnr", "interpolation_average_psnr"), np.mean(dB, 0).tolist()))
+# ---- several processes (torchrun) --------------------------------------------------------------------------
+# All processes hold all clips and codes, draw the same batch with the same seed, and render their clips of
+# the batch. One message sums the gradients; then all processes make the same update.
+RANK = int(os.environ.get("RANK", 0))
+WORLD = int(os.environ.get("WORLD_SIZE", 1))
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 
-# ---- train and evaluate ------------------------------------------------------------------------------------
+def say(text):
+    """Print a text in process 0. If nobody reads it (`| head`), the run goes on: it has its log."""
+    try:
+        if RANK == 0:
+            print(text.encode("ascii", "backslashreplace").decode(), flush=True)  # for any terminal
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+def join_processes(device):
+    """Meet the processes that torchrun started: over NCCL on GPUs, gloo on CPUs. Raises DataError."""
+    if WORLD > 1:
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        except (ValueError, RuntimeError) as error:
+            raise DataError(f"the processes did not meet; use torchrun ({printable(error, 90)})") from None
+
+def same_in_all_processes(model):
+    """Start from the codes and weights of process 0, to the bit."""
+    for tensor in model.state_dict().values() if WORLD > 1 else ():
+        dist.broadcast(tensor, 0)
+
+def among_all_clips(batch, losses):
+    """The losses [B', T] of this process's clips -> [B, T], zeros for the clips of other processes."""
+    everyone = losses.new_zeros(len(batch.clips), losses.shape[1])
+    everyone[RANK::WORLD] = losses
+    return everyone
+
+def all_reduce(model, batch, *tensors):
+    """Sum the gradients and some tensors over the processes, in place, by one message.
+    G's norms see the clips of their process; their running statistics become the mean over all clips."""
+    if WORLD == 1:
+        return
+    learning = [p for p in model.parameters() if p.requires_grad]
+    for p in learning:
+        if p.grad is None:  # this process has no clip of the batch
+            p.grad = torch.zeros_like(p)
+    statistics = [b for b in model.G.buffers() if b.is_floating_point()] if model.G.training else []
+    for values in statistics:
+        values *= len(batch.times) / len(batch.clips)
+    summands = [*(p.grad for p in learning), *statistics, *tensors]
+    total = torch.cat([values.flatten() for values in summands])
+    dist.all_reduce(total)
+    for values, summed in zip(summands, total.split([values.numel() for values in summands])):
+        values.copy_(summed.view_as(values))
+
+# ---- the shell: device, settings, clips --------------------------------------------------------------------
+def choose_device(name):
+    """auto, cpu, cuda or mps -> torch.device. Raises DataError, or RuntimeError (NAV_KERNELS)."""
+    has_mps = torch.backends.mps.is_available() and WORLD == 1
+    is_there = dict(cuda=torch.cuda.is_available(), mps=has_mps, cpu=True)
+    if name == "auto":
+        name = next(name for name in is_there if is_there[name])
+    if not is_there[name]:
+        raise DataError(f"--device {name}: this machine or this PyTorch has none; use --device cpu")
+    if name == "cuda" and WORLD > 1:
+        if LOCAL_RANK >= torch.cuda.device_count():
+            raise DataError(f"{torch.cuda.device_count()} GPUs: fewer --nproc_per_node, or --device cpu")
+        torch.cuda.set_device(LOCAL_RANK)
+    name_backend(name)
+    return torch.device(name)
+
+def fast_precision(device):
+    """bf16 if the device multiplies it faster than fp32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return "bf16" if can.get("amx_bf16") or can.get("avx512_bf16") else "fp32"
+
+def row_of_table_6(clips, dataset):
+    """chair, weizmann or golf: as the prepared set says; for older sets by the file's name."""
+    kind = clips.kind or Path(dataset).stem
+    if kind in TABLE_6:
+        return kind
+    return "weizmann" if clips.grid else "chair"
+
+def choose_settings(args, clips, device):
+    """Table 6's row, the recipe's values, then the given options -> Settings. Raises DataError."""
+    requested = {f.name: getattr(args, f.name, None) for f in fields(Settings)}
+    requested = {name: value for name, value in requested.items() if value is not None}
+    row = requested.get("table6", "set")
+    row = row_of_table_6(clips, args.dataset) if row == "set" else row
+    hold_out = requested.get("hold_out", 0) + requested.get("hold_out_clips", 0)
+    N = max(1, len(clips.names) - hold_out)
+    steps, usual_N = FAST_STEPS[row]
+    values = dict(TABLE_6[row], steps=round(steps * max(1, N / usual_N) ** 0.5))
+    if requested.get("recipe") == "paper":
+        # In bf16 R may diverge at the grid's lr_R.
+        values.update(PAPER[row], conditional=row == "weizmann", batch=1, per_clip=0, precision="fp32")
+        values["steps"] *= N
+    else:
+        if row == "weizmann":
+            values.update(window="aligned", augment=requested.get("hold_out", 0) > 0, decay=2.5)
+        if device.type == "cuda":
+            values.update(width=64, batch=128)
+    s = Settings(**values | requested | dict(table6=row))
+    if s.precision == "auto":
+        s.precision = fast_precision(device)
+    fit_batch(s, N, -(-clips.videos.shape[1] // s.every), requested, device)
+    check_settings(s, clips)
+    return s
+
+def fit_batch(s, N, L, requested, device):
+    """Fewer clips than a step takes: more frames of each, about as many in all.
+    On a GPU a step takes half of few clips, so that hard clips can come more often."""
+    most = N if device.type == "cpu" else -(-N // 2)
+    if s.batch <= most:
+        return
+    if "per_clip" not in requested:
+        s.per_clip = min(s.per_clip * round(s.batch / most), L)
+    if "batch" in requested:
+        say(f"--batch {s.batch}: of {N} clips a step takes {most}, and {s.per_clip or L} frames of each")
+    s.batch = most
+
+def check_settings(s, clips):
+    """Raises DataError for settings that these clips cannot be trained with."""
+    N, L, H, W, _ = clips.videos.shape
+    L = -(-L // s.every)
+    faults = (
+        (s.hold_out and s.hold_out_clips, "--hold-out and --hold-out-clips: one run takes one of the two"),
+        (s.hold_out_clips >= N, f"--hold-out-clips {s.hold_out_clips}: of {N}, one must be left"),
+        (L < s.alpha + 2, f"clips of {L} frames hold no triplet of radius {s.alpha}; data_prep.py --frames"),
+        (s.per_clip > L, f"--per-clip {s.per_clip}: at most {L}, or 0 for all frames of a clip"),
+        (H != W or H not in data_prep.SIDES, f"frames of {H} x {W}: G makes squares of {data_prep.SIDES} "
+                                             "pixels; prepare clips with data_prep.py --size 64"),
+        (s.levels > math.log2(H), f"--levels {s.levels}: at most {int(math.log2(H))} for {H} pixels"),
+        (s.rank > min(L, s.D_t), f"--rank {s.rank}: at most {min(L, s.D_t)} for codes of {L} x {s.D_t}"),
+    )
+    for is_fault, text in faults:
+        if is_fault:
+            raise DataError(text)
+
 def prepare(args):
-    """What a training begins with -> (device, settings, Clips, their file or None, why this precision)."""
+    """The device, the Settings, the Clips in their windows, and data: a dict for the checkpoint."""
     device = choose_device(args.device)
     clips, path = data_prep.find(args.dataset, args.clips, args.layout)
-    s, clips, why = choose_settings(args, clips, device)
-    return device, s, clips, path, why
+    s = choose_settings(args, clips, device)
+    data = dict(dataset=args.dataset, path=path, source=clips.source, standin=clips.standin, begin=None,
+                requested_clips=args.clips, fingerprint=clips.fingerprint)
+    if s.window == "aligned":
+        begin = data_prep.aligned(clips, held_out_clips(clips, s))
+        clips = data_prep.at_windows(clips, begin)
+        data["begin"] = begin.tolist()
+    return device, s, clips, data
 
+# ---- the shell: a run's folder -----------------------------------------------------------------------------
+@dataclass
+class Run:
+    """A trained run: its Settings, data and log as its checkpoint has them, and its model."""
+    folder: Path
+    settings: Settings
+    data: dict
+    log: list
+    model: Model
+
+def serialise(tensors):
+    """The bytes that torch.save writes: a full disk is then an OSError, not an error of torch's own."""
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+def read_checkpoint(folder):
+    """The checkpoint of a run's folder -> dict of tensors and plain values. Raises DataError."""
+    path = Path(folder, "checkpoint.pt")
+    if not path.is_file():
+        raise DataError(f"{path}: no checkpoint there; train first, or name another folder")
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        expected = {"model", "optimisers", "batches", "steps_done", "log", "fingerprint", "begin"}
+        if missing := expected - kept.keys() - kept["data"].keys():
+            raise KeyError(*missing)
+        kept["settings"] = Settings(**kept["settings"])
+        return kept
+    except Exception as error:  # damaged bytes or another version can make torch raise anything
+        raise DataError(f"{path}: not a checkpoint of this script ({printable(repr(error), 120)})") from None
+
+def load(folder, device="auto"):
+    """The Run of a folder, on a device. Raises DataError."""
+    kept = read_checkpoint(folder)
+    s, data = kept["settings"], kept["data"]
+    try:
+        rows = len(data["static_names"]), len(data["transient_names"])
+        model = Model(s, data["size"], data["frames"], *rows)
+        model.load_state_dict(kept["model"])
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{folder}/checkpoint.pt: of another shape ({printable(error, 120)})") from None
+    model.to(choose_device(device), memory_format=torch.channels_last)
+    return Run(Path(folder), s, data, kept["log"], model)
+
+def clips_of_run(run, dataset=None):
+    """All Clips that a run was given: of --dataset, or of the file where they were then. Raises DataError."""
+    s, data = run.settings, run.data
+    name = dataset or data["path"] or data["dataset"]
+    drawn = not data["path"] and dataset in (None, data["dataset"])
+    path = data_prep.data_path(name)
+    if not drawn and not path.is_file():
+        raise DataError(f"{run.folder}: its clips are not at {path.resolve()}; --dataset PATH.npz says where "
+                        "they are")
+    clips, _ = data_prep.find(name, data["requested_clips"], s.layout, drawn)
+    if clips.fingerprint != data["fingerprint"]:
+        raise DataError(f"{name} does not hold the clips that {run.folder} was trained on "
+                        f"({data['source'][:60]}); --dataset names those, or train afresh")
+    return data_prep.at_windows(clips, data["begin"]) if data["begin"] else clips
+
+def show(out, name, data, rows, video=None, fps=8, **more):
+    """A sheet NAME.png of rows (data_prep.sheet) and NAME.gif of video uint8 [L, H, W, 3] -> the PNG's path.
+    The name says so if the run was trained on drawn stand-ins."""
+    path = Path(out, f"{name}{'-standin' if data['standin'] else ''}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if rows:
+        data_prep.sheet(rows, path, **more)
+    if video is not None:
+        data_prep.write_gif(video, path.with_suffix(".gif"), fps)
+    return path
+
+def spread(n, k):
+    """k indices spread evenly over range(n), ends included."""
+    return [round(j) for j in np.linspace(0, n - 1, min(k, n))]
+
+# ---- the shell: train and evaluate -------------------------------------------------------------------------
 def diverged(step, s):
     return DataError(f"not finite at step {step}: most likely a learning rate too high for these clips (G "
                      f"{s.lr_G:g}, R {s.lr_R:g}, codes {s.lr_Z:g}); the checkpoint, if any, is a good one")
 
-def take_up(out, trainer, data):
-    """--resume: the trainer goes on from the checkpoint in `out`. Returns its log. Raises DataError.
-
-    With more steps than before, the fast recipe's rates are from here on those of a run of so many."""
+def resume(out, trainer, data):
+    """--resume: the trainer continues from the checkpoint in `out`. Returns its log. Raises DataError.
+    With more steps than before, the fast recipe's rates are from here on those of a run of so many steps."""
     s = trainer.s
     kept = read_checkpoint(out)
-    before = kept["settings"]
-    had = kept["data"]
+    before, had = kept["settings"], kept["data"]
     where = f"--resume: {out}/checkpoint.pt was made with"
     if had["fingerprint"] != data["fingerprint"]:
         raise DataError(f"{where} other data, {had['clips']} clips ({had['source'][:50]}); now there are "
@@ -735,150 +1251,169 @@ def take_up(out, trainer, data):
         if value != was and (name != "steps" or value < was):
             raise DataError(f"{where} {name} {was}, now it is {value}: repeat the first command, or train "
                             "into another --out")
-    if len(set(from_all(kept["steps_done"]))) > 1:
-        raise DataError("--resume: the processes found different checkpoints; --out is one folder for all")
     try:
-        goes_on = trainer.restore(kept)
-    except (RuntimeError, KeyError, IndexError, ValueError) as error:
+        trainer.restore(kept)
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{out}/checkpoint.pt: of another shape ({printable(error, 120)})") from None
     if s.steps > before.steps and s.recipe == "fast":
         say(f"{before.steps} steps become {s.steps}: from step {trainer.steps_done} on, rates are of so many")
-    if not goes_on:
-        say(f"the checkpoint was made by {len(kept['batches'])} processes on {had['trained_on']['device']}: "
-            "from here on the clips come in another order")
     return kept["log"]
 
-def train(args):
-    """trains, with a progress line, a log and checkpoints; then measures and shows"""
-    device, s, everything, path, why = prepare(args)
-    join_processes(device)
-    clips, _ = keep_from_training(everything, s)
-    N, L, size = clips.videos.shape[:3]
-    out = Path(args.out or f"runs/{Path(args.dataset).stem}")
-    data = dict(dataset=args.dataset, path=path, source=clips.source, standin=clips.standin, clips=N,
-                frames=L, size=size, asked_clips=args.clips, fingerprint=everything.fingerprint,
-                names=clips.names, static_names=clips.static_names, transient_names=clips.transient_names,
-                pairs=np.stack([clips.static_id, clips.transient_id], 1).tolist(),
-                trained_on=dict(device=str(device), kernels=backend(device), torch=str(torch.__version__),
-                                commit=commit()))
-    vgg16 = load_vgg16(args.vgg16, device) if RANK == 0 else None
-    trainer = Trainer(s, clips, device, args.graph)
-    log = take_up(out, trainer, data) if args.resume else []
-    if RANK == 0:
-        lock = take_folder(out, args.resume, say)  # noqa: F841 (held while it lives)
-        write(out / "config.json", dict(asdict(s), **data, processes=WORLD))
-    frames = s.batch * trainer.batches.F
-    say(f"{clips}\n{len(clips.static_names)} static and {len(clips.transient_names)} transient codes; "
-        f"{s.recipe} recipe, {s.steps} steps of {s.batch} clips x {trainer.batches.F} frames\n{device}, "
-        f"{s.precision} ({why}), losses by {backend(device)}; processes: {WORLD}; writing to {out}"
-        + "\nNOTE: these clips are DRAWN STAND-INS, not the real data; every result says so" * clips.standin)
+@dataclass
+class Watch:
+    """Looks at a training from outside: progress line, log, checkpoints, signals. It changes nothing."""
+    trainer: Trainer
+    out: Path
+    data: dict
+    log: list
+    checkpoint_every: float
 
-    came = []  # signals: they end the run after the step at hand
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: came.append(number))
-    first_step = trainer.steps_done
-    seconds_before = log[-1][1] if log else 0.0
-    began = saved = time.perf_counter()
-    look_every = max(1, min(25, s.steps // 20))
-    losses = []
-    stop = 0
-    while trainer.steps_done < s.steps and not stop:
-        v, v_hat, loss = trainer.step()
-        # All below is looking, not learning. Processes look together; the host waits only here.
-        losses.append(loss)
-        step = trainer.steps_done
-        look = step % look_every == 0 or step == s.steps or WORLD == 1 and came
-        if len(losses) == WARM_UP == step - first_step and not look:  # from here on, seconds count
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            say(f"warm-up: {time.perf_counter() - began:.1f} s for {WARM_UP} steps, not counted below")
-            first_step, began = step, time.perf_counter()
-        if not look:
-            continue
-        values = torch.stack(losses)                                         # (steps since the last look, 3)
-        losses = []
-        all_reduce([values])
-        values = values.cpu() / WORLD
-        for number, value in enumerate(values, step + 1 - len(values)):
-            if not value.isfinite().all():
+    def __post_init__(self):
+        self.first_step = self.trainer.steps_done
+        self.seconds_before = self.log[-1][1] if self.log else 0.0
+        self.began = self.saved = time.perf_counter()
+        self.terms = []  # of the steps since the last look
+        self.signal = 0  # SIGINT or SIGTERM: the run ends after the step at hand
+        self.stopped = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.on_signal)
+
+    def on_signal(self, number, _):
+        self.signal = number
+        self.trainer.stop = True
+
+    def look(self, v, v_hat, terms):
+        """After a step, with its results. Most steps only keep the terms, and the host does not wait for the
+        device. All processes look at the same steps."""
+        s, step = self.trainer.s, self.trainer.steps_done
+        self.terms.append(terms)
+        is_due = step % max(1, min(25, s.steps // 20)) == 0 or step == s.steps
+        if not is_due and not (WORLD == 1 and self.signal):
+            return
+        terms = torch.stack(self.terms).cpu()  # (steps since the last look, 4)
+        self.terms = []
+        for number, row in enumerate(terms, step + 1 - len(terms)):
+            if not row.isfinite().all():
                 raise diverged(number, s)
-        passed = time.perf_counter() - began
-        rate = (step - first_step) / passed
+        elapsed = time.perf_counter() - self.began
+        seconds = self.seconds_before + elapsed
+        rate = (step - self.first_step) / elapsed
+        frames = rate * s.batch * self.trainer.batches.T
         dB = psnr(to_bytes(v_hat)[None], v.permute(0, 2, 3, 1)[None]).item()
-        log.append([step, seconds_before + passed, *values.mean(0).tolist(), dB, rate * frames])
-        left = round((s.steps - step) / rate)
-        say(f"step {step:{len(str(s.steps))}}/{s.steps}  loss {log[-1][2]:.4f}  {dB:5.2f} dB  "
-            f"{rate * frames:6.0f} frames/s  {log[-1][1]:5.0f} s  ETA {left // 60}:{left % 60:02}")
-        late = time.perf_counter() - saved >= args.checkpoint_every
-        stop, late = map(max, zip(*from_all((came[0] if came else 0, late))))
-        if late or stop or step == s.steps:
-            save_checkpoint(out, s, data, log, trainer.state())
-            saved = time.perf_counter()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if RANK == 0 and stop:
-        complain(f"stopped at step {step} of {s.steps}; the checkpoint is in {out}, --resume goes on")
-    elif RANK == 0:
-        args.run = out
-        report(args, everything, vgg16)
-    return 128 + stop if stop else 0
+        loss, l_rec, l_triplet, _ = terms.mean(0).tolist()
+        self.log.append([step, seconds, loss, l_rec, l_triplet, dB, frames])
+        eta = round((s.steps - step) / rate)
+        say(f"step {step:{len(str(s.steps))}}/{s.steps}  loss {loss:.4f}  {dB:5.2f} dB  "
+            f"{frames:6.0f} frames/s  {seconds:5.0f} s  ETA {eta // 60}:{eta % 60:02}")
+        self.stopped = bool(self.signal) if WORLD == 1 else terms[-1, 3].item() > 0
+        is_late = time.perf_counter() - self.saved >= self.checkpoint_every
+        if is_late or self.stopped or step == s.steps:
+            save_checkpoint(self.out, s, self.data, self.log, self.trainer.state())
+            self.saved = time.perf_counter()
 
 def save_checkpoint(out, s, data, log, state):
-    """checkpoint.pt, log.csv and curve.png, by process 0. Raises DataError where something is not finite."""
-    if not all(value.isfinite().all() for value in state["model"].values()):
+    """checkpoint.pt, log.csv and curve.png, by process 0. Raises DataError if a number is not finite."""
+    if not all(values.isfinite().all() for values in state["model"].values()):
         raise diverged(state["steps_done"], s)
     if RANK == 0:
-        write(out / "checkpoint.pt", packed(dict(settings=asdict(s), data=data, log=log, **state)))
+        write(out / "checkpoint.pt", serialise(dict(settings=asdict(s), data=data, log=log, **state)))
         head = "step,seconds,loss,l_rec,l_triplet,psnr,frames_per_second"
-        lines = [",".join(f"{value:.6g}" for value in line) for line in log]
+        lines = [",".join(f"{value:.6g}" for value in row) for row in log]
         write(out / "log.csv", "\n".join([head, *lines]))
         _, seconds, loss, _, _, dB, _ = zip(*log)
         data_prep.chart(show(out, "curve", data, None), seconds, {
             "Loss (Eq. 6), logarithmic": (loss, True), "PSNR of the last step's frames, dB": (dB, False)})
 
-def report(args, everything, vgg16):
-    """Measure the run --run: metrics.json, reconstructions, samples. everything: all its Clips."""
-    s, data, model, log, out = load_run(args)
+def train(args):
+    """trains, with a progress line, a log and checkpoints; then measures and shows"""
+    device, s, everything, data = prepare(args)
+    join_processes(device)
+    clips, _ = keep_from_training(everything, s)
+    out = Path(args.out or f"runs/{Path(args.dataset).stem}")
+    data["clips"], data["frames"], data["size"] = clips.videos.shape[:3]
+    data.update(names=clips.names, static_names=clips.static_names, transient_names=clips.transient_names,
+                pairs=np.stack([clips.static_id, clips.transient_id], 1).tolist(),
+                trained_on=dict(device=str(device), kernels=name_backend(device),
+                                torch=str(torch.__version__), commit=commit()))
+    vgg16 = load_vgg16(args.vgg16, device) if RANK == 0 else None
+    trainer = Trainer(s, clips, device)
+    log = resume(out, trainer, data) if args.resume else []
+    if RANK == 0:
+        folder_lock = take_folder(out, args.resume, say)
+        write(out / "config.json", dict(asdict(s), **data, processes=WORLD))
+    say(f"{clips}\n{len(clips.static_names)} static and {len(clips.transient_names)} transient codes; "
+        f"{s.recipe} recipe with Table 6's {s.table6}, {s.steps} steps of {s.batch} clips x "
+        f"{trainer.batches.T} frames\n{device}, {s.precision}, losses by {name_backend(device)}; processes: "
+        f"{WORLD}; writing to {out}")
+    if clips.standin:
+        say("NOTE: these clips are DRAWN STAND-INS, not the real data; every result says so")
+
+    watch = Watch(trainer, out, data, log, args.checkpoint_every)
+    try:
+        while trainer.steps_done < s.steps and not watch.stopped:
+            watch.look(*trainer.step())
+    except torch.linalg.LinAlgError:  # --rank: a matrix that is not finite has no eigenvectors
+        raise diverged(trainer.steps_done + 1, s) from None
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if watch.stopped:
+        if RANK == 0:
+            warn(f"stopped at step {trainer.steps_done} of {s.steps}; the checkpoint is in {out}, --resume "
+                 "goes on")
+        return 128 + (watch.signal or signal.SIGINT)
+    if RANK == 0:
+        report(Run(out, s, data, log, trainer.model), everything, vgg16)
+        folder_lock.release()
+
+def report(run, everything, vgg16):
+    """Measure and show a run: metrics.json, reconstructions, samples. everything: all its Clips."""
+    s, data, model, log = run.settings, run.data, run.model, run.log
     clips, held_out = keep_from_training(everything, s)
     real = torch.from_numpy(clips.videos).to(model.z_s.z.device)
     generated = videos(model, clips.static_id, clips.transient_id)
     dB = psnr(generated, real)
-    more = dict(exchange_psnr=None)
+    experiments = {}
     if s.hold_out:
-        more.update(measure_exchange(model, s, clips, held_out))
+        experiments.update(measure_exchange(model, s, clips, held_out))
     if s.hold_out_clips:
-        more.update(measure_encoding(model, s, clips, held_out))
+        experiments.update(measure_encoding(model, s, clips, held_out))
     if s.every > 1:
-        more.update(measure_interpolation(model, s, everything, clips))
-    metrics = dict({key: data[key] for key in ("dataset", "source", "standin", "frames")},
-                   videos=data["clips"], psnr=dB.mean().item(), psnr_min=dB.min().item(),
-                   ssim=mean_ssim(generated, real), **scores(generated, real, *vgg16), **more,
-                   steps=log[-1][0], seconds=round(log[-1][1], 1),
-                   frames_per_second=round(log[-1][-1], 1), precision=s.precision, seed=s.seed,
-                   **data["trained_on"], evaluated_on=str(real.device))
-    generated, real = generated.cpu().numpy(), real.cpu().numpy()
-    pairs = [(j, shown) for j in spread(len(real), 8) for shown in (real, generated)]
-    chosen = spread(len(real), 16)
-    show(out, "reconstructions", data, [shown[j][spread(data["frames"], 8)] for j, shown in pairs],
-         data_prep.side_by_side(np.concatenate([real[chosen], generated[chosen]], 2)),  # real over generated
-         row_labels=[clips.names[j][:16] if shown is real else "generated" for j, shown in pairs])
-    show(out, "samples", data, None, data_prep.side_by_side(generated[chosen]))
-    write(out / "metrics.json", metrics)
-    for name in [name for name in more if more[name] is not None]:
-        say(f"{name.replace('_', ' ')}: {more[name]:.2f}")
+        experiments.update(measure_interpolation(model, s, everything, clips))
+    step, seconds, *_, frames_per_second = log[-1]
+    metrics = {key: data[key] for key in ("dataset", "source", "standin", "frames")}
+    metrics.update(videos=data["clips"], psnr=dB.mean().item(), psnr_min=dB.min().item(),
+                   ssim=mean_ssim(generated, real), **scores(generated, real, *vgg16), **experiments,
+                   steps=step, seconds=round(seconds, 1), frames_per_second=round(frames_per_second, 1),
+                   precision=s.precision, seed=s.seed, **data["trained_on"], evaluated_on=str(real.device))
+    generated = generated.cpu().numpy()
+    real = real.cpu().numpy()
+    rows, labels = [], []
+    moments = spread(data["frames"], 8)
+    for j in spread(len(real), 8):
+        rows += [real[j][moments], generated[j][moments]]
+        labels += [clips.names[j][:16], "generated"]
+    some = spread(len(real), 16)
+    real_over_generated = np.concatenate([real[some], generated[some]], 2)
+    show(run.folder, "reconstructions", data, rows, data_prep.side_by_side(real_over_generated),
+         row_labels=labels)
+    show(run.folder, "samples", data, None, data_prep.side_by_side(generated[some]))
+    write(run.folder / "metrics.json", metrics)
+    for name, value in experiments.items():
+        say(f"{name.replace('_', ' ')}: {value:.2f}")
+    standin = "; DRAWN STAND-INS" if data["standin"] else ""
     say(f"PSNR {dB.mean():.2f} dB mean, {dB.min():.2f} minimum; SSIM {metrics['ssim']:.3f}; "
-        f"{scores_in_words(metrics)}; {log[-1][0]} steps in {log[-1][1]:.0f} s"
-        f"{'; DRAWN STAND-INS' * data['standin']}; see {out}")
+        f"{scores_in_words(metrics)}; {step} steps in {seconds:.0f} s{standin}; see {run.folder}")
 
 def evaluate(args):
     """measures a run again; with --generated and --real, scores clips of other software (Table 2)"""
+    if args.run:
+        run = load(args.run, args.device)
+        vgg16 = load_vgg16(args.vgg16, run.model.z_s.z.device)
+        return report(run, clips_of_run(run, args.dataset), vgg16)
+    if not (args.generated and args.real):
+        raise DataError("evaluate needs --run DIR, or both --generated DIR and --real NPZ")
     device = choose_device(args.device)
     vgg16 = load_vgg16(args.vgg16, device)
-    if not (args.generated or args.real):
-        s, data, *_ = load_run(args)
-        return report(args, clips_of_run(args, s, data), vgg16)
-    if not (args.generated and args.real):
-        raise DataError("evaluate needs both --generated DIR and --real NPZ, or --run DIR")
     real = data_prep.load(args.real)
     L, size = real.videos.shape[1:3]
     skipped = {}
@@ -886,313 +1421,143 @@ def evaluate(args):
     data_prep.report_skipped(skipped)
     if not found:
         raise DataError(f"--generated {args.generated}: no clip of {L} frames or more there")
-    generated = np.stack([clip[:L] for clip in found.values()])
-    measured = scores(*(torch.from_numpy(v).to(device) for v in (generated, real.videos)), *vgg16)
+    generated = torch.from_numpy(np.stack([clip[:L] for clip in found.values()]))
+    measured = scores(generated.to(device), torch.from_numpy(real.videos).to(device), *vgg16)
     out = Path(args.out or "runs/evaluate", "metrics.json")
     write(out, dict(dataset=args.real, source=real.source, standin=real.standin, generated=args.generated,
                     videos=len(found), frames=L, torch=torch.__version__, commit=commit(), **measured))
     say(f"{len(found)} clips of {L} frames: {scores_in_words(measured)}; see {out}")
 
-# ---- the other actions -------------------------------------------------------------------------------------
-FRAME = (220, 30, 30)  # the colour around what training never saw
-
-def sample(args):
-    """new videos: random pairs of learned codes (Sec. 1), or static codes of a Gaussian fitted to those"""
-    s, data, model, _, out = load_run(args)
-    rng = torch.Generator().manual_seed(args.seed or 0)
-    codes = model.z_s.z.cpu().double()
-    i, k = (torch.randint(len(d.z), (args.count,), generator=rng) for d in (model.z_s, model.z_t))
-    z_s = codes[i]
-    if args.prior == "gaussian":
-        if len(codes) < 2:
-            raise DataError(f"--prior gaussian: {args.run} has one static code, a Gaussian needs two or more")
-        variances, axes = torch.linalg.eigh(torch.cov(codes.T))              # ascending
-        normal = torch.randn(args.count, len(variances), generator=rng, dtype=codes.dtype)
-        normal[:, :-max(1, len(codes) // 8)] = 0  # keep one axis for 8 codes: more tear chairs
-        z_s = unit_ball(codes.mean(0) + normal * variances.clamp(min=0).sqrt() @ axes.T)
-    clips = videos_of(model, z_s.to(model.z_s.z), model.z_t.z[k], k.to(model.z_t.z.device)).cpu()
-    rows = clips
-    labels = [f"{data['static_names'][a]} {data['transient_names'][b]}"[:20] for a, b in zip(i, k)]
-    if args.prior == "gaussian":  # beside the nearest real clip: none should be its copy
-        train_set, fresh = keep_from_training(clips_of_run(args, s, data), s)
-        if data["dataset"] == "chair" and not data["path"] and not fresh:
-            fresh = data_prep.draw_chairs(args.count, data["frames"] * s.every, data["size"], seed=1)
-        real = torch.from_numpy(train_set.videos)
-        index, distance = nearest(clips, real)
-        say(f"new clips: {distance.mean():.3f} from the nearest training clip (rms on [0, 1]; 0 were a copy)")
-        if fresh:
-            distance = nearest(torch.from_numpy(fresh.videos[:, ::s.every]), real)[1]
-            say(f"real clips that training never saw: {distance.mean():.3f}")
-        rows = torch.stack([clips, real[index]], 1).flatten(0, 1)
-        labels = ["new", "nearest real"] * args.count
-    path = show(out, "samples", data, list(rows[:, spread(data["frames"], 8)].numpy()),
-                data_prep.side_by_side(clips.numpy()), row_labels=labels)
-    say(f"{args.count} videos: {path} and .gif")
-
-def exchange(args):
-    """Fig. 6: every static code with every transient code, three frames of each; unseen pairs are framed"""
-    _, data, model, _, out = load_run(args)
-    rows = range(len(model.z_s.z))
-    columns = range(len(model.z_t.z))
-    if min(len(rows), len(columns)) < 2 or len(rows) * len(columns) > 1024:
-        raise DataError(f"exchange shows 2 x 2 to 1024 pairs; {len(rows)} x {len(columns)} codes are no grid")
-    moments = [(data["frames"] - 1) * q // 4 for q in (1, 2, 3)]
-    clips = [videos(model, [i] * len(columns), [*columns])[:, moments].cpu().numpy() for i in rows]
-    cells = [[np.concatenate([*clip], 1) for clip in row] for row in clips]
-    frames = [[None if [i, k] in data["pairs"] else FRAME for k in columns] for i in rows]
-    path = show(out, "exchange", data, cells, gap=4, frames=frames, row_labels=data["static_names"],
-                column_labels=data["transient_names"])
-    unseen = sum(row.count(FRAME) for row in frames)
-    say(f"{len(rows)} x {len(columns)} pairs, {unseen} of them unseen and framed: {path}")
-
-def interpolate(args):
-    """Fig. 7: frames between two frames of a clip; with --fps-factor, between all of its frames"""
-    _, data, model, _, out = load_run(args)
-    L = data["frames"]
-    a, b = args.frames
-    if args.clip >= data["clips"] or not (args.fps_factor or 1 <= a < b <= L):
-        raise DataError(f"--clip is 0 to {data['clips'] - 1} here, --frames two in order of 1 to {L}")
-    ends, K = [(a - 1, b - 1)], args.between
-    if args.fps_factor:
-        ends, K = [(t, t + 1) for t in range(L - 1)], args.fps_factor - 1
-    parts = [frames_between(model, data["pairs"][args.clip], a, b, K).numpy() for a, b in ends]
-    video = np.concatenate([part[:-1] for part in parts] + [parts[-1][-1:]])
-    frames = [FRAME if t % (K + 1) else None for t in range(len(video))]
-    cells, frames = ([row[t:t + 16] for t in range(0, len(video), 16)] for row in ([*video], frames))
-    path = show(out, "interpolation", data, cells, video, 8 * (args.fps_factor or 1), gap=4, frames=frames)
-    say(f"{data['names'][args.clip]}: {len(ends) * K} frames between, framed: {path} and .gif")
-
-def encode(args):
-    """finds the codes of a clip that was never trained on, G and R frozen"""
-    s, data, model, _, out = load_run(args)
-    if not args.input:
-        raise DataError("encode needs --input: a video, GIF, strip, folder of frames, or an npz of one clip")
-    if args.input.lower().endswith(".npz"):
-        clip = next(iter(data_prep.read_clips(args.input, {}, 1, size=data["size"]).values()), ())
-    else:
-        clip = data_prep.read_clip(args.input, size=data["size"])
-    clip = clip[::s.every][:data["frames"]]
-    if len(clip) < data["frames"]:
-        raise DataError(f"--input {args.input}: {len(clip)} frames (of every {s.every}); this run's clips "
-                        f"have {data['frames']}")
-    real = torch.from_numpy(clip.copy())[None]
-    z_s, z_t, label = find_codes(model, s, real)
-    made = videos_of(model, z_s, z_t, label).cpu()
-    both = torch.cat([real, made])
-    path = show(out, "encoded", data, list(both[:, spread(data["frames"], 8)].numpy()),
-                data_prep.side_by_side(both.numpy()), row_labels=["input", "encoded"])
-    write(out / "encoded.pt", packed(dict(z_s=z_s[0].cpu(), z_t=z_t[0].cpu(), label=label[0].item())))
-    say(f"PSNR {psnr(made, real).item():.2f} dB from {z_s.numel() + z_t.numel()} numbers (the clip has "
-        f"{real.numel()}); see {path}")
-
-ABLATION = {  # Table 4, chairs: the paper's MCS and FCS, what a row changes; -R is not in the paper
-    "-Z": (3.96, 0.75, None),  # codes that nobody learned, for the G and R of +triplet +static
-    "+Z": (3.32, 0.89, None),
-    "-triplet -static": (3.83, 0.77, dict(lambda_t=0.0, lambda_s=0.0)),
-    "-triplet +static": (3.82, 0.85, dict(lambda_t=0.0)),
-    "+triplet -static": (3.36, 0.81, dict(lambda_s=0.0)),
-    "+triplet +static": (3.32, 0.89, {}),
-    "-R": (None, None, dict(recurrent=False)),
-}
-
-def ablation_table(title, seeds, ours):
-    """ours {"-Z, seed 0": measures.scores, ...}, of rows that are done -> markdown, mean +- spread."""
-    def cell(name, key):
-        values = [x for seed in seeds if (x := ours.get(f"{name}, seed {seed}", {}).get(key)) is not None]
-        spread = f" +- {np.std(values):.3f}" if len(values) > 1 else ""
-        return f"{np.mean(values):.3f}{spread}" if values else "-"
-    lines = [f"{title}, {len(seeds)} seed(s); real FCS {next(iter(ours.values()))['fcs_bound']:.3f}", "",
-             "| | MCS, paper (chairs) | MCS, ours | FCS, paper (chairs) | FCS, ours | MCS_t | PSNR |",
-             "|---|---|---|---|---|---|---|"]
-    for name, (mcs, fcs, _) in ABLATION.items():
-        ours_are = [cell(name, key) for key in ("mcs", "fcs", "mcs_t", "psnr")]
-        lines.append(f"| {name} | {mcs or '-'} | {ours_are[0]} | {fcs or '-'} | {' | '.join(ours_are[1:])} |")
-    return "\n".join(lines)
-
-def ablate(args):
-    """Tables 4a and 4b, and a row without R, all at the same steps and seeds; rows that are done stay done"""
-    device, base, clips, _, _ = prepare(args)
-    vgg16 = load_vgg16(args.vgg16, device)
-    real = torch.from_numpy(clips.videos).to(device)
-    count = args.generated_clips
-    seeds = range(base.seed, base.seed + args.seeds)
-    out = Path(args.out or f"runs/ablation-{Path(args.dataset).stem}")
-    table = dict(settings=asdict(base), clips=clips.fingerprint, generated_clips=count,
-                 vgg16=args.vgg16 or vgg16[1], source=clips.source, standin=clips.standin,
-                 device=str(device), torch=str(torch.__version__))
-    try:
-        before = json.loads((out / "ablation.json").read_text())
-    except (OSError, ValueError):
-        before = {}
-    ours = before["ours"] if table.items() <= before.items() else {}
-    lock = take_folder(out, ours, say)  # noqa: F841 (held while it lives)
-    title = f"{clips.source}{', DRAWN STAND-INS' * clips.standin}; recipe {base.recipe}, {base.steps} steps"
-    for seed, name in [(seed, name) for seed in seeds for name in ABLATION]:
-        changes = ABLATION[name][2]
-        if changes is None or f"{name}, seed {seed}" in ours:
-            continue
-        s = replace(base, seed=seed, **changes)
-        trainer = Trainer(s, clips, device, args.graph)
-        m = trainer.model
-        progress = data_prep.Progress(f"seed {seed}, {name}: steps")
-        for step in range(s.steps):
-            _, _, loss = trainer.step()
-            progress(step + 1, s.steps)
-        if not loss.isfinite().all():
-            raise diverged(s.steps, s)
-        rng = torch.Generator().manual_seed(seed)
-        i, k = (torch.randint(len(d.z), (count,), generator=rng).to(device) for d in (m.z_s, m.z_t))
-        found = scores(videos(m, i, k), real, *vgg16)
-        found["psnr"] = psnr(videos(m, clips.static_id, clips.transient_id), real).mean().item()
-        ours[f"{name}, seed {seed}"] = found
-        if not changes:
-            z_s, z_t = (Dictionary(count, *d.z.shape[1:]).z.to(device) for d in (m.z_s, m.z_t))
-            ours[f"-Z, seed {seed}"] = scores(videos_of(m, z_s, z_t, k), real, *vgg16)
-            ours[f"+Z, seed {seed}"] = found
-        write(out / "ablation.json", dict(table, commit=commit(), paper_on_chairs=ABLATION, ours=ours))
-        write(out / "ablation.md", ablation_table(title, seeds, ours))
-    say(f"{ablation_table(title, seeds, ours)}\nsee {out}")
-
 def bench(args):
     """where the time of a training step goes on this device; last line: whole step over bare generator"""
-    device, s, clips, _, why = prepare(args)
-    s.steps = 10 ** 9                                                        # rates stay as they are
-    trainer = Trainer(s, clips, device, args.graph)
-    trainer.steps_done = s.steps // 2                                        # norms in eval mode, as mostly
-    for _ in range(5):
-        v, v_hat, _ = trainer.step()
-    G = trainer.model.G.requires_grad_(True)
-    codes = torch.randn(len(v), s.D_s + s.D_t, device=device, requires_grad=True)
-    label = torch.zeros(len(v), dtype=torch.long, device=device)
-    dl_dv = torch.randn_like(v_hat)
+    device, s, clips, _ = prepare(args)
+    s.steps = 10 ** 9  # rates stay as they are
+    trainer = Trainer(s, clips, device)
+    trainer.steps_done = s.steps // 2  # norms in eval mode, as in most steps
+    _, v_hat, _ = trainer.step()
+    model, M = trainer.model, len(v_hat)
+    r = torch.randn(M, 1, s.D_t, device=device)
+    z_s = torch.randn(M, s.D_s, device=device, requires_grad=True)
+    label = torch.zeros(M, dtype=torch.long, device=device)
 
     def generator():
-        with torch.autocast(device.type, torch.bfloat16, enabled=trainer.model.bf16):
-            G(codes, label).backward(dl_dv)
-        G.zero_grad()
+        model.G.requires_grad_(True).zero_grad()  # the paper recipe's step leaves G frozen
+        model.render(z_s, r, label).backward(v_hat)
 
-    def milliseconds(call):
-        timer = Timer("call()", globals=dict(call=call), num_threads=torch.get_num_threads())
-        return 1000 * timer.blocked_autorange(min_run_time=4).median
-
-    bare = milliseconds(generator)  # first: the paper recipe's step leaves G frozen
-    whole = milliseconds(trainer.step)
+    timers = [Timer("call()", globals=dict(call=call), num_threads=torch.get_num_threads())
+              for call in (generator, trainer.step)]
+    bare, whole = (1000 * timer.blocked_autorange(min_run_time=4).median for timer in timers)
     with profile() as found:
         for _ in range(Muon.EVERY):
             trainer.step()
-    key = f"{'cuda' if device.type == 'cuda' else 'cpu'}_time_total"
-    say(found.key_averages().table(sort_by=key, row_limit=20, max_name_column_width=40))
-    say(f"{device}, {s.precision} ({why}); {s.batch} clips x {trainer.batches.F} frames a step, width "
-        f"{s.width}; a step {whole:.2f} ms, the bare generator's forward and backward {bare:.2f} ms")
+    sort_by = f"{'cuda' if device.type == 'cuda' else 'cpu'}_time_total"
+    say(found.key_averages().table(sort_by=sort_by, row_limit=20, max_name_column_width=40))
+    say(f"{device}, {s.precision}; {s.batch} clips x {trainer.batches.T} frames a step, width {s.width}; a "
+        f"step {whole:.2f} ms, the bare generator's forward and backward {bare:.2f} ms")
     say(f"ratio: {whole / bare:.2f}")
 
-# ---- the command line --------------------------------------------------------------------------------------
-ACTIONS = {f.__name__: f for f in (train, evaluate, sample, exchange, interpolate, encode, ablate, bench)}
+# ---- the shell: the command line ---------------------------------------------------------------------------
+EXAMPLES = {  # of each action
+    train: "--dataset chair",
+    sample: "sample --run runs/chair --count 16",
+    exchange: "exchange --run runs/weizmann",
+    interpolate: "interpolate --run runs/weizmann --clip 3",
+    encode: "encode --run runs/chair --input clip.gif",
+    evaluate: "evaluate --run runs/chair",
+    ablate: "ablate --dataset chair --seeds 3",
+    bench: "bench --dataset chair",
+}
 
-def refuse(message):  # one line, exit status 2
-    if LOCAL_RANK == 0:
-        complain(f"{message}; python nav.py --help lists the options")
-    sys.exit(2)
-
-def number(kind, least):
-    """An argparse type: an int or float, finite and not less than `least`."""
-    def read(text):
-        value = kind(text)
-        if not least <= value < (2 ** 63 if kind is int else 3e38):
-            raise argparse.ArgumentTypeError(f"{text}: a finite number of at least {least} is needed")
-        return value
-    read.__name__ = kind.__name__
-    return read
+def add_settings(parser, but):
+    """The options of Settings, None if they are not given; the options for experts come last."""
+    experts = parser.add_argument_group("options for experts")
+    for f in fields(Settings):
+        option = dict(help=f"{f.metadata['help']} (default: {f.default})", choices=f.metadata["choices"])
+        if f.type is bool:
+            option = dict(help=option["help"], action=argparse.BooleanOptionalAction)
+        elif f.type is int:
+            option.update(type=between(f.metadata["least"], 2 ** 63 - 1), metavar="N")
+        elif f.type is float:
+            option.update(type=between(f.metadata["least"], 3e38, float), metavar="X")
+        if f.name not in but:
+            group = experts if f.metadata["expert"] else parser
+            group.add_argument(f"--{f.name.replace('_', '-')}", **option)
 
 def parse(argv):
-    """argv -> the options. Those of Settings are its fields, None where they are not given."""
+    """argv -> the options of an action, `train` if none is named. Raises DataError."""
     wide = partial(argparse.RawDescriptionHelpFormatter, max_help_position=34, width=110)
-    actions = "\n".join(f"  {name:12} {action.__doc__}" for name, action in ACTIONS.items())
-    parser = argparse.ArgumentParser(
-        usage="python nav.py [ACTION] [options]", description=__doc__.split("\n")[0],
-        epilog=f"actions:\n{actions}", formatter_class=wide, allow_abbrev=False)
-    parser.error = refuse
-    parser.add_argument("action", nargs="?", default="train", metavar="ACTION", help="one of those below")
-    whole = partial(number, int)
-    belongs = {}  # which actions an option goes with
-
-    def group(actions, title=None):
-        add = parser.add_argument_group(title or actions).add_argument
-        return lambda *names, **kind: belongs.update({add(*names, **kind).dest: actions})
-
-    add = group(", ".join(ACTIONS), "most actions")
-    add("--dataset", help="chair, weizmann, golf, NAME for data/NAME.npz, or PATH.npz (default: chair)")
-    add("--out", metavar="DIR", help="where to write (default: runs/NAME, or --run)")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: cuda, mps or cpu")
-    add("--vgg16", metavar="PATH", help="weights for the MCS; `download` fetches torchvision's (528 MB) once")
-    add = group("evaluate, sample, exchange, interpolate, encode")
-    add("--run", metavar="DIR", help="the folder of a trained run")
-    add = group("train, ablate, bench", "train, ablate, bench: what is learned")
-    add("--clips", type=whole(1), metavar="N", help="the first N clips, or N drawn stand-ins")
-    add("--graph", action=argparse.BooleanOptionalAction, default=True, help="steps as one CUDA graph")
-    for f in fields(Settings):
-        kind = dict(choices=f.metadata["choices"])
-        if f.type is bool:
-            kind = dict(action=argparse.BooleanOptionalAction)
-        elif f.type is not str:
-            kind = dict(type=number(f.type, f.metadata["least"]), metavar="N" if f.type is int else "X")
-        add(f"--{f.name.replace('_', '-')}", help=f"{f.metadata['help']} (default: {f.default})", **kind)
-    belongs["seed"] += ", sample"
-    belongs.update(hold_out="train", hold_out_clips="train", every="train", vgg16="train, evaluate, ablate",
-                   dataset="train, evaluate, sample, ablate, bench")
-    add = group("train")
-    add("--resume", action="store_true", help="go on in --out; with more --steps, beyond the end")
-    add("--checkpoint-every", type=number(float, 0), default=20, metavar="SECONDS", help="(default: 20)")
-    add = group("evaluate")
-    add("--generated", metavar="DIR", help="clips that other software made, a folder or an .npz")
-    add("--real", metavar="NPZ", help="the prepared set that they are compared with")
-    add = group("sample")
-    add("--count", type=whole(1), default=16, metavar="K", help="how many videos (default: 16)")
-    add("--prior", choices=("dictionary", "gaussian"), default="dictionary", help="of static codes")
-    add = group("interpolate")
-    add("--clip", type=whole(0), default=0, metavar="J", help="the clip's number, from 0 (default: 0)")
-    add("--frames", type=int, nargs=2, default=(2, 5), metavar=("A", "B"), help="from 1 (default: 2 5)")
-    add("--between", type=whole(1), default=3, metavar="K", help="frames between them (default: 3)")
-    add("--fps-factor", type=whole(2), metavar="K", help="the whole clip at K times its frames")
-    add = group("encode")
-    add("--input", metavar="CLIP", help="a video, a GIF, a strip, a folder of frames, or an npz of one clip")
-    add = group("ablate")
-    add("--seeds", type=whole(1), default=1, metavar="K", help="seeds (default: 1)")
-    add("--generated-clips", type=whole(1), default=500, metavar="K", help="clips of a row (default: 500)")
-    args = parser.parse_args(argv)
-    if args.action not in ACTIONS:
-        refuse(f"no action {args.action}: {', '.join(ACTIONS)}")
-    for name, actions in belongs.items():
-        if getattr(args, name) != parser.get_default(name) and args.action not in actions.split(", "):
-            refuse(f"--{name.replace('_', '-')} goes with {actions}, not with {args.action}")
-    if args.action != "train" and WORLD > 1:
-        refuse(f"{args.action} runs in one process, without torchrun")
-    args.dataset = args.dataset or ("chair" if args.action in ("train", "ablate", "bench") else None)
+    lines = [f"  python nav.py {example:41} {action.__doc__}" for action, example in EXAMPLES.items()]
+    top = data_prep.Parser(prog="nav.py", usage="python nav.py [ACTION] [options]", formatter_class=wide,
+                           description="\n".join([__doc__.split("\n")[0], "", *lines]), add_help=False)
+    subparsers = top.add_subparsers(dest="action", metavar="ACTION", help=argparse.SUPPRESS)
+    add = {}
+    for action in EXAMPLES:
+        parser = subparsers.add_parser(action.__name__, description=action.__doc__, formatter_class=wide,
+                                       usage=f"python nav.py {action.__name__} [options]", allow_abbrev=False)
+        parser.set_defaults(action=action)
+        add[action] = parser.add_argument
+        add[action]("--out", metavar="DIR", help="where to write (default: runs/NAME, or --run)")
+        add[action]("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="of all work")
+        is_training = action in (train, ablate, bench)
+        if is_training or action in (evaluate, sample):
+            add[action]("--dataset", help="chair, weizmann, golf, NAME for data/NAME.npz, or PATH.npz")
+        if action in (train, ablate, evaluate):
+            add[action]("--vgg16", metavar="PATH", help="weights for the MCS; `download` fetches "
+                                                        "torchvision's (528 MB) once")
+        if is_training:
+            parser.set_defaults(dataset="chair")
+            add[action]("--clips", type=between(1), metavar="N", help="the first N, or N drawn stand-ins")
+            add_settings(parser, () if action is train else ("hold_out", "hold_out_clips", "every"))
+        else:
+            add[action]("--run", metavar="DIR", required=action is not evaluate,
+                        help="the folder of a trained run")
+    add[train]("--resume", action="store_true", help="go on in --out; with more --steps, beyond the end")
+    add[train]("--checkpoint-every", type=between(0, 1e9, float), default=20, metavar="SECONDS", help="(20)")
+    add[sample]("--count", type=between(1), default=16, metavar="K", help="how many videos (default: 16)")
+    add[sample]("--prior", choices=("dictionary", "gaussian"), default="dictionary", help="of static codes")
+    add[sample]("--seed", type=between(0), default=0, help="of the random draw (default: 0)")
+    add[interpolate]("--clip", type=between(0), default=0, metavar="J", help="number of the clip, from 0")
+    add[interpolate]("--frames", type=int, nargs=2, default=(2, 5), metavar=("A", "B"), help="from 1 (2 5)")
+    add[interpolate]("--between", type=between(1), default=3, metavar="K", help="frames between (default: 3)")
+    add[interpolate]("--fps-factor", type=between(2), metavar="K", help="the whole clip, K times its frames")
+    add[encode]("--input", metavar="CLIP", required=True,
+                help="a video, a GIF, a strip, a folder of frames, or an npz of one clip")
+    add[evaluate]("--generated", metavar="DIR", help="clips that other software made, a folder or an .npz")
+    add[evaluate]("--real", metavar="NPZ", help="the prepared set that they are compared with")
+    add[ablate]("--seeds", type=between(1), default=1, metavar="K", help="(default: 1)")
+    add[ablate]("--generated-clips", type=between(1), default=500, metavar="K", help="of a row (500)")
+    if argv[:1] in (["-h"], ["--help"]):
+        print(top.format_help())
+    args = top.parse_args(argv if argv and not argv[0].startswith("-") else ["train", *argv])
+    if WORLD > 1 and args.action is not train:
+        raise DataError(f"{args.action.__name__} runs in one process, without torchrun")
     return args
 
 def main(argv=None):
-    args = parse(argv)
+    """The command line -> exit status: 0, 2 after an error of one line, 130 after Ctrl-C."""
     keep_freed_memory()
     try:
-        return ACTIONS[args.action](args)
+        args = parse(sys.argv[1:] if argv is None else argv)
+        return args.action(args) or 0
     except DataError as error:
-        if LOCAL_RANK == 0:  # every process finds the same fault: one line a machine
-            complain(error)
+        if LOCAL_RANK == 0:  # all processes find the same fault: one line a machine
+            warn(error)
     except OSError as error:
-        complain(f"{error.filename or 'a file'}: {error.strerror or error}; check path, permissions, space")
+        warn(f"{error.filename or 'a file'}: {error.strerror or error}; check path, permissions, space")
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "allocate" in str(error):
-            complain("not enough memory: a smaller --width, --batch, --clips or --count may fit")
+        is_allocator = "DefaultCPUAllocator: can't allocate memory" in str(error)
+        if is_allocator or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            warn("not enough memory: a smaller --width, --batch, --clips or --count may fit")
         elif "NAV_KERNELS" in str(error):
-            complain(error)
+            warn(error)
         elif WORLD == 1:
             raise
         else:
-            complain(f"process {RANK} of {WORLD} stops, most likely since another one is gone; start all of "
-                     f"them again with --resume ({printable(error, 120)})")
+            warn(f"process {RANK} of {WORLD} stops, most likely because another process is gone; start all "
+                 f"of them again with --resume ({printable(error, 120)})")
             os._exit(2)  # the usual way out, through broken connections, may end in an abort
     except KeyboardInterrupt:
-        complain("interrupted")
+        warn("interrupted")
         return 130
     return 2
 

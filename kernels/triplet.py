@@ -1,75 +1,96 @@
-"""Triplet margin on a clip's correlated codes: l_triplet of Eq. 6.
+"""Triplet margin on a clip's correlated codes: l_triplet of Eq. 5. `plain_triplet` is the definition.
 
-With d_ij = |r_i - r_j|^2, over all anchors a, positives p and negatives n of one clip, which are those with
+With d_ij = |r_i - r_j|^2, over all anchors a, positives p and negatives n of a clip with
 0 < |a-p| <= radius < |a-n|:
 
     loss = mean of max(d_ap - d_an + margin, 0)
 
-Let m_ij = dloss/dd_ij: each active triplet adds 1/count at (a, p) and takes it off at (a, n). Then
+Let m_ij = dloss/dd_ij: each active triplet adds 1/count at (a, p) and subtracts it at (a, n). Then
 
     dloss/dr_i = 2 sum over j of (m_ij + m_ji) (r_i - r_j)
 
-Backward computes the distances anew from the codes: they are a few kilobytes a clip, and nothing else is
-kept.
+Backward computes the distances again from the codes, which are a few kilobytes a clip; nothing else is kept.
 """
 from contextlib import nullcontext
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 
-from . import use_triton
+from .backend import tl, triton, use_triton
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # macOS, Windows
-    triton = None
+# ---- the definition ----------------------------------------------------------------------------------------
 
+def plain_triplet(codes, margin=2.0, radius=2):
+    """triplet_margin as its definition reads: all [B, T, T, T] triplets, and autograd's gradient.
 
-# ---- torch: the reference, and the path on CPU -------------------------------------------------------------
+    codes, margin, radius and the losses [B] are those of triplet_margin, which computes the same faster.
+    """
+    d = (codes[:, :, None] - codes[:, None]).square().sum(-1)  # (B, T, T)
+    frame = torch.arange(codes.shape[1], device=codes.device)
+    apart = (frame[:, None] - frame).abs()
+    is_positive = (apart > 0) & (apart <= radius)
+    is_negative = apart > radius
+    triplets = is_positive[:, :, None] & is_negative[:, None]  # (a, p, n)
+    hinge = F.relu(d[:, :, :, None] - d[:, :, None] + margin)
+    return (hinge * triplets).float().sum((1, 2, 3)) / triplets.sum()
+
+# ---- torch: the path on a CPU ------------------------------------------------------------------------------
+
+MOST_FLOATS = 2 ** 24  # of a temporary tensor, 64 MB
 
 @lru_cache(maxsize=64)
 def _triplets(frames, radius, device):
-    """Of every anchor a, its positives p as k = 1 .. K: their frame [T, K], the place p in [T, K, T], the
-    triplets (a, k, n) [T, K, T], and how many triplets there are. An anchor near an end has fewer than K: the
-    rest is masked."""
-    reach = min(radius, frames - 1)
-    index = torch.arange(frames)
-    positive = index[:, None] + torch.tensor([k for k in range(-reach, reach + 1) if k])
-    place = positive[:, :, None] == index
-    triplets = place.any(2, keepdim=True) & ((index[:, None] - index).abs() > radius)[:, None]
-    return (*(x.to(device) for x in (positive.clamp(0, frames - 1), place, triplets)), int(triplets.sum()))
+    """The triplets of a clip of T frames, with K positives k = 1 .. K for each anchor a.
 
+    Returns the positives' frames [T, K], their one-hot rows [T, K, T], whether (a, k, n) is a triplet
+    [T, K, T], and the number of triplets. An anchor near an end has fewer than K: the others are masked.
+    """
+    reach = min(radius, frames - 1)
+    frame = torch.arange(frames)
+    positive = frame[:, None] + torch.tensor([k for k in range(-reach, reach + 1) if k])
+    one_hot = positive[:, :, None] == frame
+    is_negative = (frame[:, None] - frame).abs() > radius
+    triplets = one_hot.any(2, keepdim=True) & is_negative[:, None]
+    positive = positive.clamp(0, frames - 1)
+    return positive.to(device), one_hot.to(device), triplets.to(device), int(triplets.sum())
+
+def _distances(r):
+    """d [B, T, T] of r [B, T, D], by differences (see below), in groups of anchors under MOST_FLOATS."""
+    clips, frames, dim = r.shape
+    anchors = max(1, MOST_FLOATS // (clips * frames * dim))
+    parts = [(a[:, :, None] - r[:, None]).square_().sum(3) for a in r.split(anchors, 1)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 def _torch_path(codes, weight, margin, radius):
-    """losses [B] and, when weight [B] is given, d(sum of weight * losses)/d codes; else None."""
+    """losses [B] and, if weight [B] is given, d(sum of weight * losses)/d codes; else None."""
     dtype = torch.promote_types(codes.dtype, torch.float32)
     clips, frames, dim = codes.shape
-    positive, place, triplets, count = _triplets(frames, radius, codes.device)
-    # Clips at a time: no tensor over 64 MB.
-    chunk = max(1, 2 ** 24 // (frames * frames * max(dim, positive.shape[1])))
-    if clips > chunk:
-        weights = [None] * clips if weight is None else weight.split(chunk)
-        parts = [_torch_path(c, w, margin, radius) for c, w in zip(codes.split(chunk), weights)]
-        return torch.cat([p[0] for p in parts]), None if weight is None else torch.cat([p[1] for p in parts])
+    positive, one_hot, triplets, count = _triplets(frames, radius, codes.device)
+    # Many clips go in groups, so that neither their differences nor their triplets pass MOST_FLOATS.
+    group = max(1, MOST_FLOATS // (frames * frames * max(dim, positive.shape[1])))
+    if clips > group:
+        weights = [None] * clips if weight is None else weight.split(group)
+        parts = [_torch_path(c, w, margin, radius) for c, w in zip(codes.split(group), weights)]
+        losses = torch.cat([part[0] for part in parts])
+        return losses, None if weight is None else torch.cat([part[1] for part in parts])
     with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
         r = codes.to(dtype)
         r = r - r.mean(1, keepdim=True)  # no difference sees a clip's mean, and the last product rounds less
-        d = (r[:, :, None] - r[:, None]).square_().sum(3)  # [B, T, T], by differences: see below
+        d = _distances(r)
         d_ap = d.gather(2, positive.expand(clips, -1, -1))
-        hinge = d_ap[:, :, :, None] - d[:, :, None] + margin  # [B, a, k, n]
+        hinge = d_ap[:, :, :, None] - d[:, :, None] + margin  # (B, a, k, n)
         active = (hinge > 0) & triplets
         losses = torch.where(active, hinge, 0).sum((1, 2, 3)) / count
         if weight is None:
             return losses, None
-        m = (active.sum(3, keepdim=True) * place - active.to(dtype)).sum(2)
+        m = (active.sum(3, keepdim=True) * one_hot - active.to(dtype)).sum(2)
         m = (m + m.transpose(1, 2)) * (weight.to(dtype) * (2 / count)).view(-1, 1, 1)
         return losses, (m.sum(2, keepdim=True) * r - m @ r).to(codes.dtype)
 
-
-# ---- Triton: one program per clip --------------------------------------------------------------------------
-# Distances by differences, one frame against all at a time: a Gram matrix (|a|^2 + |b|^2 - 2ab) would lose
-# the digits of near-coincident codes, and a product on tensor cores the rest.
+# ---- Triton: a program computes a clip ---------------------------------------------------------------------
+# Distances are sums of squared differences, a frame against all others at a time: a Gram matrix
+# (|a|^2 + |b|^2 - 2ab) loses the digits of nearly equal codes, and a product on tensor cores loses more.
 
 if triton is not None:
     @triton.jit
@@ -81,7 +102,7 @@ if triton is not None:
     @triton.jit
     def _triplet_kernel(codes, weight, losses, grad, T, D, margin, radius, one_over_count,
                         ROWS: tl.constexpr, BLOCK: tl.constexpr, GRAD: tl.constexpr):
-        """Clip b. ROWS: a power of two from T on; BLOCK: columns of the codes at a time."""
+        """Clip b. ROWS: a power of two, at least T; BLOCK: columns of the codes that are loaded at a time."""
         b = tl.program_id(0)
         codes += b.to(tl.int64) * T * D
         rows = tl.arange(0, ROWS)
@@ -97,7 +118,8 @@ if triton is not None:
         negative = (tl.abs(i - j) > radius) & (i < T) & (j < T)
         total = tl.zeros((ROWS,), tl.float32)
         m = tl.zeros((ROWS, ROWS), tl.float32)
-        for offset in range(-radius, radius + 1):  # one positive p = a + offset at a time, a = i, n = j
+        # The positive p = a + offset, one offset at a time; a = i, n = j.
+        for offset in range(-radius, radius + 1):
             positive = (j == i + offset) & (offset != 0) & (i < T) & (j < T)
             exists = tl.sum(positive.to(tl.int32), 1)[:, None] > 0
             d_ap = tl.sum(tl.where(positive, d, 0), 1)[:, None]
@@ -121,21 +143,19 @@ if triton is not None:
                 inside = (i < T) & (columns[None, :] < D)
                 tl.store(grad + i * D + columns[None, :], g, mask=inside)
 
-
 def _not_covered(codes):
-    """None if the kernel covers these codes, else what it does not cover."""
+    """None if the kernel covers these codes, else the property that it does not cover."""
     if codes.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"{codes.dtype} (the kernel: fp32, bf16, fp16)"
     if codes.shape[1] > 64 or codes.shape[2] > 512:
         return f"{codes.shape[1]} frames of {codes.shape[2]} (the kernel: up to 64 of 512)"
     return None
 
-
 def tiles(frames, dim):
-    """What the kernel is compiled with: rows of its tiles, columns of the codes at a time, warps."""
+    """Compile-time sizes of the kernel: rows of its tiles, columns of the codes at a time, warps."""
     rows = max(4, 1 << (frames - 1).bit_length())
-    return rows, min(1 << (dim - 1).bit_length(), 2048 // rows), 8 if rows == 64 else 4
-
+    columns = min(1 << (dim - 1).bit_length(), 2048 // rows)
+    return rows, columns, 8 if rows == 64 else 4
 
 def _triton_path(codes, weight, margin, radius):
     """As _torch_path."""
@@ -152,13 +172,12 @@ def _triton_path(codes, weight, margin, radius):
             ROWS=rows, BLOCK=block, GRAD=grad is not None, num_warps=warps, enable_fp_fusion=True)
     return losses, grad
 
-
 # ---- autograd ----------------------------------------------------------------------------------------------
 
 def _path(codes):
-    covered = use_triton("triplet_margin", codes.device, _not_covered(codes))
-    return _triton_path if covered and codes.numel() else _torch_path
-
+    """_triton_path or _torch_path, and an empty batch goes to PyTorch: a launch needs a program."""
+    in_triton = use_triton("triplet_margin", codes.device, _not_covered(codes))
+    return _triton_path if in_triton and codes.numel() else _torch_path
 
 class _TripletMargin(torch.autograd.Function):
     @staticmethod
@@ -173,9 +192,8 @@ class _TripletMargin(torch.autograd.Function):
         codes, = ctx.saved_tensors
         return _path(codes)(codes, upstream, *ctx.settings)[1], None, None
 
-
 def triplet_margin(codes, margin=2.0, radius=2):
-    """l_triplet of Eq. 6 for each clip: all of its triplets (the paper's set Gamma); differentiable in codes.
+    """l_triplet of Eq. 5, the mean over a clip's triplets (the paper's set Gamma); differentiable in codes.
 
     codes: [B, T, D], fp32, bf16 or fp16 (float64 too, without Triton): the GRU's outputs r. margin, radius:
     alpha and the range of positives, both 2 in the paper. Returns [B] float32 (float64 for float64). Raises
