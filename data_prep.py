@@ -48,8 +48,7 @@ BACKOFF = 0.5  # seconds after the first failure of a connection, doubled after 
 TIMEOUT = 30  # seconds without an answer
 SIDES = (16, 32, 64, 128, 256)  # of frames that nav.py's generator can draw
 MIN_FRAMES = 4  # the shortest clip that holds a triplet of radius 2
-# Decoders of PIL and containers of FFmpeg that hostile bytes may reach. Playlists are not among them,
-# because a playlist names other files.
+# Decoders of PIL and containers of FFmpeg that hostile bytes may reach: no playlist, which names other files.
 DECODERS = ("PNG", "GIF", "WEBP", "JPEG", "BMP", "TIFF", "PPM")
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf,m4v"
 STILL = tuple(".png .apng .webp .jpg .jpeg .bmp .tif .tiff .ppm .pgm".split())
@@ -133,16 +132,11 @@ def from_clips(clips, frames, names, static, transient, source, kind):
     full = np.empty((length.sum(), *np.shape(clips[0])[1:]), np.uint8)
     for part in np.split(full, begin[1:]):
         part[:] = clips.pop(0)
-    if length.max() == frames:
-        videos = full.reshape(-1, frames, *full.shape[1:])
-    else:
-        videos = full[begin[:, None] + np.arange(frames)]
-    static_names = list(dict.fromkeys(static))
-    transient_names = list(dict.fromkeys(transient))
-    static_id = np.array([static_names.index(name) for name in static])
-    transient_id = np.array([transient_names.index(name) for name in transient])
-    return Clips(videos, static_id, transient_id, static_names, transient_names, list(names), source, kind,
-                 full, length)
+    same = length.max() == frames
+    videos = full.reshape(-1, frames, *full.shape[1:]) if same else full[begin[:, None] + np.arange(frames)]
+    rows = [list(dict.fromkeys(names)) for names in (static, transient)]
+    ids = [np.array([row.index(name) for name in names]) for row, names in zip(rows, (static, transient))]
+    return Clips(videos, *ids, *rows, list(names), source, kind, full, length)
 
 def write_beside(path, write):
     """Write a file whole or not at all: write(temporary path, of the same suffix), flush to disk, rename.
@@ -190,36 +184,34 @@ def load(path):
 
     with reading(path, "not a whole npz: python data_prep.py makes one, --force anew"):
         arrays = dict(read_arrays(path))
-        keys = "videos static_id transient_id static_names transient_names names source".split()
-        keys += ["length", "full"] if {"length", "full"} & arrays.keys() else []
-        for key in keys:
-            check(key in arrays, key, f"is missing; a prepared set holds {', '.join(keys)}")
-        shape = arrays["videos"].shape
+        has_full = "full" in arrays or "length" in arrays
+        shape = arrays["videos"].shape if "videos" in arrays else ()
         check(len(shape) == 5 and 0 not in shape, "videos", f"has shape {shape}, [N, L, H, W, 3] expected")
         N, L, H, W, _ = shape
-        # Of these axes any length is right.
-        S, T, frames = (arrays[key].shape[:1] for key in ("static_names", "transient_names", keys[-1]))
+        # Of the axes None any length is right.
         expected = dict(videos=("uint8", (N, L, H, W, 3)), static_id=("int64", (N,)), names=("str", (N,)),
-                        transient_id=("int64", (N,)), static_names=("str", S), transient_names=("str", T),
-                        source=("str", ()), length=("int64", (N,)), full=("uint8", (*frames, H, W, 3)))
-        for key in keys:
-            array = arrays[key]
-            dtype, shape = expected[key]
-            check(array.dtype.name.startswith(dtype) and array.shape == shape, key,
-                  f"is {array.dtype} of shape {array.shape}; {dtype} of {shape} expected")
+                        transient_id=("int64", (N,)), static_names=("str", (None,)), source=("str", ()),
+                        transient_names=("str", (None,)))
+        if has_full:
+            expected.update(length=("int64", (N,)), full=("uint8", (None, H, W, 3)))
+        for key, (dtype, shape) in expected.items():
+            check(key in arrays, key, f"is missing; a prepared set holds {', '.join(expected)}")
+            found = arrays[key]
+            shape = tuple(side or found.size and found.shape[0] for side in shape)
+            check(found.dtype.name.startswith(dtype) and found.shape == shape, key,
+                  f"is {found.dtype} of shape {found.shape}; {dtype} of {shape} expected")
         for key, names in (("static_id", "static_names"), ("transient_id", "transient_names")):
-            low, high = arrays[key].min(), arrays[key].max()
-            count = len(arrays[names])
-            check(0 <= low and high < count, key, f"runs from {low} to {high} for {count} names")
+            low, high, count = arrays[key].min(), arrays[key].max(), len(arrays[names])
+            check(0 <= low and high < count, key, f"runs from {low} to {high} for {count} {names}")
         check(len({*arrays["names"]}) == N, "names", "has two equal names")
-        if "length" in keys:
+        if has_full:
             length = arrays["length"].tolist()  # Python's integers are exact, an array's sum wraps
-            check(min(length) >= L and sum(length) == frames[0], "length", f"is {min(length)} or more and "
-                  f"{sum(length)} in all; {L} and {frames[0]} expected")
+            check(min(length) >= L and sum(length) == len(arrays["full"]), "length", f"has clips of "
+                  f"{min(length)} frames or more, {sum(length)} in all")
         for key in ("static_names", "transient_names", "names"):
             arrays[key] = [printable(name, 1000) for name in arrays[key]]
         arrays["source"] = printable(arrays["source"], 200)
-        return Clips(**{key: arrays[key] for key in keys}, kind=printable(arrays.get("kind", "")))
+        return Clips(**{key: arrays[key] for key in expected}, kind=printable(arrays.get("kind", "")))
 
 # ---- A run's folder --------------------------------------------------------------------------------------
 RUN_FILES = ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "curve*.png", "reconstructions*",
@@ -239,9 +231,8 @@ def write(path, content):
 
 def commit():
     """The commit of this script, or None outside a clone or without git."""
-    git = shutil.which("git")
-    command = [git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    return git and subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    git = [shutil.which("git"), "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return git[0] and subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
 
 def take_folder(folder, keep, say):
     """Make the folder and lock it for as long as the returned lock lives.
@@ -255,8 +246,7 @@ def take_folder(folder, keep, say):
         raise DataError(f"{folder}: another run writes there; let it end, or give another --out") from None
     leftovers = [] if keep else [path for pattern in RUN_FILES for path in folder.glob(pattern)]
     if leftovers:
-        names = (folder / f"earlier-{i}" for i in itertools.count(1))
-        earlier = next(path for path in names if not path.exists())
+        earlier = next(path for i in itertools.count(1) if not (path := folder / f"earlier-{i}").exists())
         earlier.mkdir()
         for path in leftovers:
             path.rename(earlier / path.name)
@@ -271,8 +261,8 @@ def sheet(rows, path, gap=2, frames=None, row_labels=None, column_labels=None):
     font = ImageFont.load_default(12)
     left = gap + max([int(font.getlength(text)) + 6 for text in row_labels or []], default=0)
     top = gap + (18 if column_labels else 0)
-    columns = max(map(len, rows))
-    picture = Image.new("RGB", (left + columns * (wide + gap), top + len(rows) * (high + gap)), "white")
+    size = (left + max(map(len, rows)) * (wide + gap), top + len(rows) * (high + gap))
+    picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
     for r, row in enumerate(rows):
         y = top + r * (high + gap)
@@ -285,8 +275,7 @@ def sheet(rows, path, gap=2, frames=None, row_labels=None, column_labels=None):
                 around = (x - gap, y - gap, x + wide + gap - 1, y + high + gap - 1)
                 draw.rectangle(around, None, frames[r][k], gap)
     for k, text in enumerate(column_labels or []):
-        x = left + k * (wide + gap)
-        draw.text((x + wide // 2, 9), text, "black", font, anchor="mm")
+        draw.text((left + k * (wide + gap) + wide // 2, 9), text, "black", font, anchor="mm")
     write_beside(path, picture.save)
 
 def write_gif(video, path, fps=8):
@@ -460,8 +449,8 @@ def listing(folder, suffixes, skipped):
 def read_clip(source, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, fps=None, skipped=None):
     """One clip -> uint8 [T, H, W, 3], least <= T <= most; frames after `most` are not decoded. DataError.
     source: a path (video, GIF, animated PNG or WebP, strip, folder of frames), the bytes of a file, or an
-    array [T, H, W, 3]. size, crop: as crop_resize. every: keep each `every`-th frame. fps: keep so many frames
-    of a second of the clip's own time. skipped: counts the files of a folder that are no frames."""
+    array [T, H, W, 3]. size, crop: as crop_resize. every: keep each `every`-th frame. fps: keep so many of a
+    second of the clip's own time. skipped: counts the files of a folder that are no frames."""
     video = []
     name_in_error = "" if isinstance(source, (bytes, np.ndarray)) else source
     with reading(name_in_error):
@@ -578,10 +567,10 @@ def find(dataset, count=None, layout=None, drawn=False):
     if layout in ("static", "both", "transient"):  # Fig. 2, Sec. 4.1
         own = np.arange(len(clips.names)), clips.names
         shared = np.zeros(len(clips.names), np.int64), ["all"]
-        static_id, static_names = shared if layout == "transient" else own
-        transient_id, transient_names = shared if layout == "static" else own
-        clips = dataclasses.replace(clips, static_id=static_id, static_names=static_names,
-                                    transient_id=transient_id, transient_names=transient_names)
+        static = shared if layout == "transient" else own
+        transient = shared if layout == "static" else own
+        clips = dataclasses.replace(clips, static_id=static[0], static_names=static[1],
+                                    transient_id=transient[0], transient_names=transient[1])
     return clips, None if drawn else str(path.resolve())
 
 def subset(clips, keep, every=1):
@@ -618,9 +607,9 @@ def closest(windows, means):
 def choose_windows(films, L, voters, starts=64, sweeps=40):
     """The begin of the L frames in which films move alike -> int64 [len(films)].
     Coordinate descent: each film in turn takes the window closest to the mean of the other films' windows,
-    until nothing changes. It starts from the windows closest to a window of a film, for up to `starts` windows;
-    the start wins whose windows differ least in the end, relative to the motion of their mean. The first
-    `voters` films make the means, the others only follow."""
+    until nothing changes. Of up to `starts` starts, each the windows closest to a film's window, the start
+    wins whose windows differ least in the end, relative to the motion of their mean. The first `voters`
+    films make the means, the others only follow."""
     windows = [sliding_window_view(movement(film), L, 0).reshape(-1, 256 * L) for film in films]
     candidates = [window for film in windows[:voters] for window in film]
     picked = np.linspace(0, len(candidates) - 1, min(starts, len(candidates))).astype(int)
@@ -644,8 +633,8 @@ def choose_windows(films, L, voters, starts=64, sweeps=40):
 
 def aligned(clips, held_out=()):
     """nav.py --window aligned: for each clip the begin of its window -> int64 [N].
-    Clips of a transient row get the windows in which they move alike. Clips of indices `held_out` have no say:
-    they take the window that moves most like the mean of the others."""
+    Clips of a transient row get the windows in which they move alike. Clips of indices `held_out` have no
+    say: they take the window that moves most like the mean of the others."""
     L = clips.videos.shape[1]
     films = np.split(clips.full, clips.length.cumsum()[:-1])
     begin = np.zeros(len(films), int)
@@ -733,23 +722,21 @@ class SmallHeaders(tarfile.TarInfo):
         return info
 
 def members(source, skipped):
-    """Yield (name, read) of every regular file in a folder, a zip or a tar (a Path), or in a tar (an address).
+    """Yield (name, read) of every regular file in a folder, zip or tar (a Path), or in a tar (an address).
     read() gives the bytes, at most MAX_FILE, and is valid until the next member is asked for. Nothing is
-    written under a member's name and no link is followed, so no name leads anywhere. Of a damaged archive, all
-    before the damage is read. Raises OSError."""
+    written under a member's name and no link is followed, so no name leads anywhere. Of a damaged archive,
+    all before the damage is read. Raises OSError."""
     def is_usable(name, is_regular, size):
-        good = is_regular and size <= MAX_FILE
-        if not good:
+        if not is_regular or size > MAX_FILE:
             count_skipped(skipped, f"a link or another special member, or over {MAX_FILE} bytes", name)
-        return good
-
+        return is_regular and size <= MAX_FILE
     is_path = isinstance(source, Path)
     with reading(source, "the rest of the archive is damaged", skipped):
         if is_path and source.is_dir():
             for path in sorted(source.rglob("*"), key=natural_key):
-                is_regular = path.is_file() and not path.is_symlink()
-                is_folder = path.is_dir() and not path.is_symlink()
-                if not is_folder and is_usable(path, is_regular, path.lstat().st_size):
+                is_link = path.is_symlink()
+                is_file = path.is_file() and not is_link
+                if (is_link or not path.is_dir()) and is_usable(path, is_file, path.lstat().st_size):
                     yield path.relative_to(source).as_posix(), path.read_bytes
         elif is_path and zipfile.is_zipfile(source):
             archive = zipfile.ZipFile(source)
@@ -782,22 +769,17 @@ def chair(options, skipped):
     """'Seeing 3D Chairs' (Sec. 4.1, Appendix A).
     A model has 31 views at each of two elevations. Its four sequences are, at either elevation, 16 views from
     the first on, and 16 from half a turn later on, over the end of the circle. 820 models are drawn with the
-    seed. Clips come sequence by sequence, first the lower elevation from the first view; --clips cuts the list."""
+    seed. Clips come sequence by sequence, first the lower elevation's first half; --clips cuts them."""
     source = download_if_url(options.source or CHAIR, options)
     views = {}  # {model: {elevation: its views}}: a first pass reads the names alone
     for total, (name, _) in enumerate(members(source, {}), 1):
         if match := RENDER.fullmatch(name):
-            model, view, elevation = match.groups()
-            views.setdefault(model, {}).setdefault(int(elevation), set()).add(view)
-    usable = []
-    for model in sorted(views):
-        views[model] = dict(sorted(views[model].items())[:2])
-        if max(map(len, views[model].values())) >= options.frames:
-            usable.append(model)
-        else:
-            count_skipped(skipped, f"a model with fewer than {options.frames} renders", model)
-    order = np.random.default_rng(options.seed).permutation(len(usable))[:CHAIRS]
-    drawn = [usable[k] for k in order]
+            views.setdefault(match[1], {}).setdefault(int(match[3]), set()).add(match[2])
+    views = {model: dict(sorted(views[model].items())[:2]) for model in sorted(views)}
+    usable = [model for model in views if max(map(len, views[model].values())) >= options.frames]
+    for model in views.keys() - set(usable):
+        count_skipped(skipped, f"a model with fewer than {options.frames} renders", model)
+    drawn = [usable[k] for k in np.random.default_rng(options.seed).permutation(len(usable))[:CHAIRS]]
     turns = {(model, elevation): {} for model in drawn for elevation in views[model]}  # {view: its picture}
     progress = Progress("resizing files")
     for done, (name, read) in enumerate(members(source, skipped)):
@@ -808,17 +790,16 @@ def chair(options, skipped):
                 picture = to_rgb(Image.open(io.BytesIO(read()), formats=DECODERS))
                 turn[int(match[2])] = crop_resize(picture, options.size, share=2 / 3)
         progress(done, total)
-    sequences = {}  # {(kind of sequence, model): its pictures}
+    clips = {}  # {(kind of sequence, model): its pictures}
     for (model, elevation), turn in turns.items():
         circle = [turn[view] for view in sorted(turn)] * 2
         for half, start in ("first", 0), ("second", (len(turn) + 1) // 2):
             if len(turn) >= options.frames:
                 kind = f"elevation {elevation}, {half} half of the turn"
-                sequences[kind, model] = circle[start : start + options.frames]
-    keys = sorted(sequences, key=lambda key: key[0])[: options.clips]
-    clips = [sequences.pop(key) for key in keys]
-    return from_clips(clips, options.frames, [f"{model} {kind}" for kind, model in keys],
-                      [model for _, model in keys], [kind for kind, _ in keys],
+                clips[kind, model] = circle[start : start + options.frames]
+    kinds, models = zip(*sorted(clips, key=lambda key: key[0])[: options.clips]) if clips else ((), ())
+    return from_clips([clips.pop(key) for key in zip(kinds, models)], options.frames,
+                      [f"{model} {kind}" for kind, model in zip(kinds, models)], models, kinds,
                       f"Seeing 3D Chairs, {options.source or CHAIR}", "chair")
 
 def weizmann(options, skipped):
@@ -828,8 +809,7 @@ def weizmann(options, skipped):
     is_whole = "://" not in source or re.search(r"\.(zip|tar|gz|bz2)(\?|$)", source)
     addresses = [source] if is_whole else [f"{source.rstrip('/')}/{action}.zip" for action in ACTIONS]
     paths = [download_if_url(address, options) for address in addresses]
-    for folder in [path for path in paths if path.is_dir()]:
-        paths += sorted(folder.rglob("*.zip"))
+    paths += [zipped for path in paths if path.is_dir() for zipped in sorted(path.rglob("*.zip"))]
     films = {}
     for name, read in itertools.chain.from_iterable(members(path, skipped) for path in paths):
         if match := FILM.fullmatch(name):
@@ -848,7 +828,7 @@ def golf(options, skipped):
     """Golf scenes of 'Generating Videos with Scene Dynamics' (Sec. 4.1).
     Reading stops when there are enough clips, so the draw is made on the way: the seed tosses for every
     strip, one in four is taken, and one from each video (a folder) if the list has as many videos as clips
-    are wanted. The strips that the toss passed over fill up a small archive. A clip is a strip's first frames."""
+    are wanted. The strips that the toss passed over fill up a small archive. A clip is its first frames."""
     source = options.source or GOLF
     listed = golf_list(source)
     video_of = os.path.dirname  # the strips of a video share a folder
@@ -859,9 +839,9 @@ def golf(options, skipped):
         name = STRIP.sub("", path)
         if not path.lower().endswith((".jpg", ".jpeg", ".png")):
             continue
-        is_tossed = np.random.default_rng([options.seed, zlib.crc32(name.encode())]).random() < 0.25
+        toss = np.random.default_rng([options.seed, zlib.crc32(name.encode())]).random()
         is_second = one_each and video_of(name) in map(video_of, clips)
-        take = clips if is_tossed and not is_second else spare
+        take = clips if toss < 0.25 and not is_second else spare
         with reading(name, skipped=skipped):
             if listed is not None and name not in listed:
                 raise DataError("not in the list")
@@ -869,11 +849,10 @@ def golf(options, skipped):
                 take[name] = read_clip(read(), options.frames, options.frames, options.size)
         if len(clips) >= options.clips:
             break
-    # A small archive is filled up, first with strips of videos that gave none.
-    for any_video in (False, True):
-        for name in list(spare):
-            if any_video or video_of(name) not in map(video_of, clips):
-                clips[name] = spare.pop(name)
+    # Fill up, first with strips of videos that gave none.
+    for any_video, name in itertools.product((False, True), list(spare)):
+        if name in spare and (any_video or video_of(name) not in map(video_of, clips)):
+            clips[name] = spare.pop(name)
     order = sorted(list(clips)[: options.clips], key=natural_key)
     return from_clips([clips.pop(name) for name in order], options.frames, order, order, order,
                       f"golf scenes, {source}", "golf")
@@ -939,67 +918,54 @@ def make_chair(rng):
     w, d, seat = uniform((0.21, 0.20, 0.38), (0.28, 0.26, 0.50))
     height, lean, leg = uniform((0.36, 0.03, 0.022), (0.60, 0.14, 0.032))
     back = rng.choice(["panel", "padded", "slats", "spindles", "tub"])
-    is_tub = back == "tub"
+    sides = 16 if back == "tub" else 4
     solids = []
-
     def add(low, high, lower, upper=None, tint=wood):
         rings = np.concatenate([lower, lower if upper is None else upper])
         heights = np.concatenate([low + 0 * lower.real, high + 0 * lower.real])
         solids.append((rings, heights, tint))
         if abs(rings.real.mean()) > 1e-9:  # a part beside the middle has a twin on the other side
             solids.append((-rings.conj(), heights, tint))
-
-    add(seat - 0.04, seat, ring(w, d, 16 if is_tub else 4), tint=soft if uniform() < 0.5 else wood)
+    add(seat - 0.04, seat, ring(w, d, sides), tint=soft if uniform() < 0.5 else wood)
     if uniform() < 0.5:  # a cushion
-        sides = 16 if is_tub else 4
         add(seat, seat + 0.04, ring(0.86 * w, 0.86 * d, sides), ring(0.8 * w, 0.8 * d, sides), soft)
-
     # Legs meet the seat at x, y.
-    x, y = np.array([w, d]) * (0.72 if is_tub else 1) - leg - 0.01
-    front = x + 1j * y + ring(leg)
-    rear = x - 1j * y + ring(leg)
-    straight = [(0, seat - 0.02, front), (0, seat - 0.02, rear)]
+    x, y = np.array([w, d]) * (0.72 if back == "tub" else 1) - leg - 0.01
+    corners = x + 1j * y + ring(leg), x - 1j * y + ring(leg)
+    straight = [(0, seat - 0.02, corner) for corner in corners]
     column = (0.02, seat - 0.02, ring(0.042, sides=12), ring(0.032, sides=12))
-    directions = np.exp(1j * np.radians([90, 18, -54]))
-    legs = {
-        "straight": straight,
-        "splayed": [(0, seat - 0.02, uniform(1.15, 1.4) * spot, spot) for spot in (front, rear)],
-        "sled": [*straight, (0, 1.6 * leg, x + ring(leg, y + leg))],
-        "pedestal": [column, (0, 0.035, ring(w, sides=16), ring(0.85 * w, sides=16))],
-        "star": [column, *((0, 0.045, way * (w / 2 + ring(w / 2, 0.022))) for way in directions)],
-    }
-    post = w - 0.02 + 1j * (d - 0.06) + ring(0.018)
-    rest = w - 0.02 - 0.02j + ring(0.026, d)
-    arms = {
-        "none": [],
-        "posts": [(seat - 0.04, seat + 0.2, post), (seat + 0.2, seat + 0.23, rest)],
-        "panels": [(seat * uniform(0.4, 0.9), seat + 0.2, w + 0.03 + ring(0.03, d), None, soft)],
-    }
+    spokes = [way * (w / 2 + ring(w / 2, 0.022)) for way in np.exp(1j * np.radians([90, 18, -54]))]
+    legs = dict(
+        straight=straight,
+        splayed=[(0, seat - 0.02, uniform(1.15, 1.4) * corner, corner) for corner in corners],
+        sled=[*straight, (0, 1.6 * leg, x + ring(leg, y + leg))],
+        pedestal=[column, (0, 0.035, ring(w, sides=16), ring(0.85 * w, sides=16))],
+        star=[column, *((0, 0.045, spoke) for spoke in spokes)])
+    arms = dict(
+        none=[],
+        posts=[(seat - 0.04, seat + 0.2, w - 0.02 + 1j * (d - 0.06) + ring(0.018)),
+               (seat + 0.2, seat + 0.23, w - 0.02 - 0.02j + ring(0.026, d))],
+        panels=[(seat * uniform(0.4, 0.9), seat + 0.2, w + 0.03 + ring(0.03, d), None, soft)])
     for part in legs[rng.choice(list(legs))]:
         add(*part)
-    for part in [] if is_tub else arms[rng.choice(list(arms))]:
+    for part in arms[rng.choice(list(arms))] if back != "tub" else []:
         add(*part)
-
     # Parts of a back: x of the middle, shares of the height where it begins and ends, half sizes, colour.
     edge = (w - 0.022, 0, 1, 0.022, 0.022, wood)
-    backs = {
-        "panel": [(0, 0, 1, w, 0.022, soft)],
-        "padded": [edge, (0, uniform(0.15, 0.4), 0.96, w - 0.03, 0.028, soft)],
-        "slats": [edge, *((0, h, h + 0.15, w - 0.03, 0.014, wood) for h in (0.3, 0.55, 0.8))],
-        "spindles": [edge, (0, 0.84, 0.97, w - 0.03, 0.02, wood),
-                     *((share * w, 0, 0.9, 0.014, 0.014, wood) for share in (0, 0.3, 0.6))],
-        "tub": [],
-    }
+    backs = dict(
+        panel=[(0, 0, 1, w, 0.022, soft)],
+        padded=[edge, (0, uniform(0.15, 0.4), 0.96, w - 0.03, 0.028, soft)],
+        slats=[edge, *((0, h, h + 0.15, w - 0.03, 0.014, wood) for h in (0.3, 0.55, 0.8))],
+        spindles=[edge, (0, 0.84, 0.97, w - 0.03, 0.02, wood),
+                  *((share * w, 0, 0.9, 0.014, 0.014, wood) for share in (0, 0.3, 0.6))], tub=[])
     for x, low, high, wide, deep, tint in backs[back]:
-        lower = x - 1j * (d - 0.02 + lean * low) + ring(wide, deep)
-        upper = x - 1j * (d - 0.02 + lean * high) + ring(wide, deep)
+        lower, upper = (x - 1j * (d - 0.02 + lean * share) + ring(wide, deep) for share in (low, high))
         add(seat + low * height, seat + high * height, lower, upper, tint)
-    if is_tub:  # a round wall of wedges, lower in front
-        angles = np.linspace(0, uniform(1.7, 2.1), 8)  # from the rear
-        for a, b in itertools.pairwise(angles):
-            angle = np.array([a, b, b, a])
-            wall = (w * np.sin(angle) - 1j * d * np.cos(angle)) * [0.84, 0.84, 0.99, 0.99]
-            add(seat, seat + height * (0.42 - 0.23 * wall.imag / d), wall, tint=soft)
+    # A tub's back is a round wall of wedges from the rear on, lower in front.
+    for a, b in itertools.pairwise(np.linspace(0, uniform(1.7, 2.1), 8)) if back == "tub" else []:
+        angle = np.array([a, b, b, a])
+        wall = (w * np.sin(angle) - 1j * d * np.cos(angle)) * [0.84, 0.84, 0.99, 0.99]
+        add(seat, seat + height * (0.42 - 0.23 * wall.imag / d), wall, tint=soft)
     return solids
 
 def render_chair(solids, frames, size):
@@ -1012,8 +978,7 @@ def render_chair(solids, frames, size):
         z = heights - 0.45
         seen.append(np.stack([-spot.real, up * spot.imag - level * z, 3 - level * spot.imag - up * z], -1))
     flat = [points[..., :2] / points[..., 2:] for points in seen]
-    low = np.concatenate(flat, 1).min((0, 1))
-    high = np.concatenate(flat, 1).max((0, 1))
+    low, high = (extreme(np.concatenate(flat, 1), (0, 1)) for extreme in (np.min, np.max))
     big = size * SUPERSAMPLE
     step = ((high - low) / (0.92, 0.8)).max() / big  # from ray to ray
     x, y = (np.arange(big) + 0.5 - big / 2) * step + (low + high)[:, None] / 2
@@ -1033,15 +998,13 @@ def render_chair(solids, frames, size):
         planes /= (planes * a).sum(-1, keepdims=True) + 1e-9  # now planes @ point = 1 on the face
         is_front = (planes * points.mean(1, keepdims=True)).sum(-1) > 1  # the solid is behind the plane
         light = planes @ (-0.42, 0.71, 0.57) / np.sqrt((planes ** 2).sum(-1))
-        shade = 0.45 + 0.5 * np.maximum(light, 0)
-        paint = np.clip(shade[..., None] * tint, 0, 245).astype(np.uint8)
+        paint = np.clip((0.45 + 0.5 * np.maximum(light, 0))[..., None] * tint, 0, 245).astype(np.uint8)
         for k in range(views):
             (left, top), (right, bottom) = spots[k].min(0), spots[k].max(0)
             columns = slice(*np.searchsorted(x, (left, right)))
             rows = slice(*np.searchsorted(y, (top, bottom)))
             inverse = np.tensordot(planes[k].astype(np.float32), rays[:, rows, columns], 1)  # 1 / depth
-            enter = inverse[is_front[k]]
-            leave = inverse[~is_front[k]].max(0)
+            enter, leave = inverse[is_front[k]], inverse[~is_front[k]].max(0)
             before = nearest[k, rows, columns]
             hit = enter.min(0) > np.maximum(leave, before)
             before[hit] = enter.min(0)[hit]
@@ -1054,8 +1017,7 @@ def draw_chairs(clips=64, frames=16, size=64, seed=0, progress=lambda done, tota
     Clip j depends on seed and j alone. progress(done, total) is called after every clip."""
     videos = np.empty((clips, frames, size, size, 3), np.uint8)
     for index in range(clips):
-        solids = make_chair(np.random.default_rng([seed, index]))
-        videos[index] = render_chair(solids, frames, size)
+        videos[index] = render_chair(make_chair(np.random.default_rng([seed, index])), frames, size)
         progress(index + 1, clips)
     names = [f"chair{index:03d}" for index in range(clips)]
     return Clips(videos, np.arange(clips), np.zeros(clips, np.int64), names, ["rotation"], names,
@@ -1128,8 +1090,8 @@ def draw_clip(person, motion, t):
             arm, elbow = 8, 6
         side = facing if from_side or not far else -facing
         spine = -1j * np.exp(1j * facing * np.radians(lean))
-        shoulder = 0.285 * spine + 0.085 * side * (1 - from_side)
-        hip = 0.045 * side * (1 - from_side)
+        aside = side * (1 - from_side)
+        shoulder, hip = 0.285 * spine + 0.085 * aside, 0.045 * aside
         elbow, hand = limb(shoulder, arm, elbow, side, 0.16)
         knee, foot = limb(hip, thigh, knee, side, 0.25 * (1 + lift.clip(max=0)))
         bars[far] = [(hip, knee, 0.045, trousers), (knee, foot, 0.036, trousers),
@@ -1148,12 +1110,13 @@ def draw_clip(person, motion, t):
         picture = still.copy()
         draw = ImageDraw.Draw(picture)
         for a, b, radius, tint in bars[True] + trunk + bars[False]:
-            a, b = [size * height * (hips + point)[k] for point in (a, b)]
+            ends = [size * height * (hips + point)[k] for point in (a, b)]
+            ends = [(point.real, point.imag) for point in ends]
             radius *= size * height
             tint = tuple(tint.astype(int))
-            draw.line((a.real, a.imag, b.real, b.imag), tint, round(2 * radius))
-            draw.circle((a.real, a.imag), radius, tint)
-            draw.circle((b.real, b.imag), radius, tint)
+            draw.line(ends, tint, round(2 * radius))
+            for end in ends:
+                draw.circle(end, radius, tint)
         film.append(np.asarray(picture.reduce(SUPERSAMPLE)))
     return np.stack(film)
 
@@ -1186,10 +1149,8 @@ class Progress:
         if now - self.told < 5:
             return
         self.told = now
-        rest = ""
-        if total:
-            seconds = (now - self.start) * (total / max(done, 1e-9) - 1)
-            rest = f" of {total:.0f}, {seconds:.0f} s left"
+        seconds = (now - self.start) * ((total or 0) / max(done, 1e-9) - 1)
+        rest = f" of {total:.0f}, {seconds:.0f} s left" if total else ""
         print(f"{self.what}: {done:.0f}{rest}", file=sys.stderr)
 
 class Parser(argparse.ArgumentParser):
@@ -1242,8 +1203,9 @@ def parse(arguments):
             add("--no-crop", action="store_true", help="squeeze whole frames instead of cutting a square")
     return parser.parse_args(arguments)
 
-def check_options(options, name):
-    """Raises DataError before any work."""
+def run(options):
+    """Make data/NAME.npz and its contact sheet. Raises DataError before any work, and OSError."""
+    name = options.name or (f"drawn_{options.what}" if options.command == "draw" else options.command)
     source = options.source or CHAIR
     if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise DataError(f"--name {name}: letters, digits, dot, dash and underscore expected")
@@ -1254,11 +1216,6 @@ def check_options(options, name):
     clips = options.clips or (90 if options.command == "draw" else 0)
     if clips * options.frames * options.size ** 2 * 3 > MAX_SET:
         raise DataError(f"{clips} clips of that size pass {MAX_SET >> 30} GiB")
-
-def run(options):
-    """Make data/NAME.npz and its contact sheet. Raises DataError, OSError."""
-    name = options.name or (f"drawn_{options.what}" if options.command == "draw" else options.command)
-    check_options(options, name)
     if options.size not in SIDES or options.frames < MIN_FRAMES:
         print(f"note: nav.py trains on sides of {', '.join(map(str, SIDES))} and {MIN_FRAMES} frames or more")
     out = Path(options.out, f"{name}.npz")
@@ -1276,10 +1233,7 @@ def run(options):
     sheet(clips.videos[shown][:, :16], picture, row_labels=[clips.names[j][:24] for j in shown])
     print(f"{printable(out)}: {printable(clips, 300)}\nlook at {printable(picture)}")
     for path in options.fetched:
-        if options.keep:
-            print(f"kept {printable(path)}")
-        else:
-            path.unlink()
+        print(f"kept {printable(path)}") if options.keep else path.unlink()
 
 def main(arguments=None):
     """The command line -> exit status: 0, 2 after an error of one line, 130 after Ctrl-C."""

@@ -50,23 +50,22 @@ torch.backends.cudnn.conv.fp32_precision = "ieee"
 torch.backends.cudnn.rnn.fp32_precision = "tf32"
 
 # ---- settings (Table 6) ------------------------------------------------------------------------------------
-def setting(default, help, least=None, choices=None, expert=False):
-    """A field of Settings: its default, and the help, least value, choices and place of its option."""
-    return field(default=default, metadata=dict(help=help, least=least, choices=choices, expert=expert))
+def setting(default, help, least=None, expert=False):
+    """A field of Settings: its default, or its choices with the default first; help and least value."""
+    choices = default if isinstance(default, tuple) else None
+    metadata = dict(help=help, least=least, choices=choices, expert=expert)
+    return field(default=choices[0] if choices else default, metadata=metadata)
 
 expert = partial(setting, expert=True)
 
 @dataclass
 class Settings:
     """Everything that decides what is learned. Each field is an option: lambda_t is --lambda-t."""
-    recipe: str = setting("fast", "fast, or paper: Sec. 3.1's two stages with Table 6's rates and updates",
-                          choices=("fast", "paper"))
+    recipe: str = setting(("fast", "paper"), "paper: Sec. 3.1's two stages with Table 6's rates and updates")
     steps: int = setting(2650, "updates; a grid 3000, many clips more; paper: Table 6's for every clip", 1)
-    layout: str = setting("file", "which clips share codes; file: as prepared",
-                          choices=("file", "static", "grid", "both", "transient"))
-    window: str = setting("first", "which L frames of a longer clip. random: drawn in each step, as in the "
-                                   "paper; aligned: the clips of an action in phase; fast, a grid: aligned",
-                          choices=("first", "random", "aligned"))
+    layout: str = setting(("file", "static", "grid", "both", "transient"), "which clips share codes")
+    window: str = setting(("first", "random", "aligned"), "which L frames of a longer clip. random: drawn in "
+                          "each step, as in the paper; aligned: clips of an action in phase (fast, a grid)")
     hold_out: int = setting(0, "train: keep K cells of a grid from training, and measure them", 0)
     hold_out_clips: int = setting(0, "train: keep the last K clips from training, and encode them", 0)
     every: int = setting(1, "train: use every K-th frame, and measure the frames between", 1)
@@ -77,11 +76,9 @@ class Settings:
     width: int = setting(32, "channels of G before its last layer; fast, on a GPU 64", 1)
     batch: int = setting(32, "clips a step, at most; fast, on a GPU 128; paper 1", 1)
     per_clip: int = setting(1, "random frames of each clip in a step; 0 and paper: all", 0)
-    precision: str = setting("auto", "of G; auto: bf16 where the device multiplies it fast; paper: fp32",
-                             choices=("auto", "fp32", "bf16"))
+    precision: str = setting(("auto", "fp32", "bf16"), "of G; auto: bf16 where it is faster; paper: fp32")
     seed: int = setting(0, "of every random draw", 0)
-    table6: str = setting("set", "row of Table 6; set: the kind that data_prep.py recorded in the set",
-                          choices=("set", "chair", "weizmann", "golf"))
+    table6: str = setting(("chair", "weizmann", "golf"), "row of Table 6; as the set says, a grid weizmann")
     D_s: int = expert(206, "numbers in a static code; weizmann, golf 56 (this and the next five: Table 6)", 1)
     D_t: int = expert(50, "numbers in each transient code; weizmann, golf 200", 1)
     lambda_s: float = expert(0.01, "weight of l_static in Eq. 6", 0)
@@ -125,7 +122,6 @@ class Dictionary(nn.Module):
     """A code table, z_s [rows, D_s] or z_t [rows, L, D_t], with an optimiser state for each row.
     Clips that share a code share a row. A step reads and writes only the rows of its batch: it costs the same
     with 64 clips and 20,000. The optimiser is the paper's SGD with momentum 0.9 (`momentum`), or Adam."""
-
     def __init__(self, rows, *shape, momentum=False, rank=0):
         super().__init__()
         self.momentum = momentum
@@ -174,7 +170,6 @@ def pick(rows, of_clip):
 # ---- the networks R and G (Sec. 3 and 4.2, Eq. 2) ----------------------------------------------------------
 class Recurrent(nn.Module):
     """R: a one-layer GRU from a zero state, then a linear map back, z_t [n, L, D_t] -> r [n, L, D_t]."""
-
     def __init__(self, D_t):
         super().__init__()
         self.gru = GRU(D_t, HIDDEN)
@@ -186,9 +181,8 @@ class Recurrent(nn.Module):
 
 class Generator(nn.Module):
     """G, a DCGAN: codes [M, D_s + D_t] -> frames [M, 3, size, size] in [-1, 1]; size is 4 * 2^k.
-    labels > 0 makes it conditional (Mirza & Osindero): the one-hot label enters through a projection of its
-    own and takes a quarter of the first layer's channels, at least one."""
-
+    labels > 0 makes G conditional (Mirza & Osindero): the one-hot label enters through its own projection and
+    takes a quarter of the first layer's channels, at least one."""
     def __init__(self, D, size, width, labels=0, augment=False):
         super().__init__()
         channels = [width * 2 ** i for i in reversed(range(int(math.log2(size // 4))))]  # 64: 8w 4w 2w w
@@ -213,27 +207,24 @@ class Generator(nn.Module):
             nn.init.normal_(self.augmentation.weight, 0, 0.02)
 
     def forward(self, codes, label, augmentation=None):  # (M, D), (M,), (M, 4)
-        M = len(codes)
         x = self.code(codes)
         if augmentation is not None:
             x = x + self.augmentation(augmentation)
-        x = x.view(M, 4, 4, -1)  # (M, 4, 4, c), channels last
+        x = x.view(len(codes), 4, 4, -1)  # (M, 4, 4, c), channels last
         if self.labels:
             one_hot = F.one_hot(label, self.labels).to(codes.dtype)
-            x = torch.cat([x, self.label(one_hot).view(M, 4, 4, -1)], 3)
+            x = torch.cat([x, self.label(one_hot).view(len(codes), 4, 4, -1)], 3)
         return self.layers(x.permute(0, 3, 1, 2))  # (M, 3, size, size)
 
 class Model(nn.Module):
     """Z_V, R and G of a data set: everything that Eq. 6 is minimised over."""
-
     def __init__(self, s, size, L, static_rows, transient_rows):
         super().__init__()
         momentum = s.recipe == "paper"
         self.z_s = Dictionary(static_rows, s.D_s, momentum=momentum)
         self.z_t = Dictionary(transient_rows, L, s.D_t, momentum=momentum, rank=s.rank)
         self.R = Recurrent(s.D_t) if s.recurrent else nn.Identity()
-        labels = transient_rows if s.conditional else 0
-        self.G = Generator(s.D_s + s.D_t, size, s.width, labels, s.augment)
+        self.G = Generator(s.D_s + s.D_t, size, s.width, transient_rows * s.conditional, s.augment)
         self.bf16 = s.precision == "bf16"
 
     @record_function("nav: G")
@@ -247,10 +238,9 @@ class Model(nn.Module):
 # ---- the objective (Sec. 3.1 to 3.3, Eq. 4 to 6) -----------------------------------------------------------
 def objective(model, s, batch, z_s, r):
     """Eq. 6 for a batch, forward and backward: l_rec + lambda_s l_static + lambda_t l_triplet.
-    s: the Settings. batch: a Batch of B clips, T frames of each. z_s [n, D_s] and r [n', L, D_t]: the static
-    codes and R's outputs of the batch's rows. Adds to the gradient of every leaf that requires a gradient.
-    Returns, detached, frames v_hat [B*T, 3, H, W], their losses [B, T], and [loss, l_rec, l_triplet] summed
-    over the clips."""
+    s: the Settings. z_s [n, D_s] and r [n', L, D_t]: the static codes and R's outputs of the batch's rows.
+    Adds to the gradient of every leaf that requires a gradient. Returns, detached, frames v_hat [B*T, 3, H,
+    W], their losses [B, T], and [loss, l_rec, l_triplet] summed over the clips."""
     B, T = batch.times.shape
     if B == 0:  # more processes than clips: nothing to render in this process
         return batch.v, torch.zeros(0, T, device=r.device), torch.zeros(3, device=r.device)
@@ -283,9 +273,7 @@ def objective(model, s, batch, z_s, r):
 
 # ---- training (Sec. 3.1, Eq. 3) ----------------------------------------------------------------------------
 class Trainer:
-    """Minimises Eq. 6: the model, its optimisers, the batches, and the number of updates done.
-    `state` is all of it; a trainer that restores it continues bit for bit (on a CPU)."""
-
+    """Minimises Eq. 6. A trainer that restores the `state` of another continues bit for bit (on a CPU)."""
     def __init__(self, s, clips, device):
         torch.manual_seed(s.seed)
         _, L, size = clips.videos.shape[:3]
@@ -302,9 +290,8 @@ class Trainer:
         self.stop = False  # whether this process asks all processes to stop
 
     def step(self):
-        """One update of gamma, theta and the codes of a batch.
-        Returns v uint8 and v_hat [M, 3, H, W], the frames of this process, and of all processes [loss, l_rec,
-        l_triplet] of the mean clip and the number of processes that ask to stop [4]."""
+        """One update -> v uint8 and v_hat [M, 3, H, W], the frames of this process, and of all processes
+        [loss, l_rec, l_triplet] of the mean clip and the number of processes that ask to stop [4]."""
         s, m = self.s, self.model
         is_fast = s.recipe == "fast"
         rate = schedule(self.steps_done, s.steps) if is_fast else 1.0
@@ -375,7 +362,6 @@ class Batch:
 
 class Batches:
     """The clips as bytes on the device, and the order in which training visits them."""
-
     def __init__(self, clips, s, device):
         self.s = s
         self.N, self.L = clips.videos.shape[:2]
@@ -392,9 +378,8 @@ class Batches:
     @record_function("nav: choose clips")
     def choose(self):
         """The clips of a step [B], no two equal, and random numbers [B, L + 1], with --augment 5 T more.
-        The clips with the fewest visits come next, at random among equals: every pass is a new permutation.
-        In the fast recipe hard clips are drawn more often: a visit counts (mean loss / the clip's loss)^3,
-        clamped to [1/8, 8]. (The loss is not reweighted, so hard clips weigh more than in Eq. 6.)"""
+        The clips with the fewest visits come next, at random among equals. In the fast recipe hard clips are
+        drawn more often, and so weigh more than in Eq. 6: a visit counts (mean loss / the clip's loss)^3."""
         s = self.s
         ties = torch.rand(self.N, generator=self.rng).to(self.visits.device)
         clips = (self.visits + ties).topk(s.batch, largest=False).indices
@@ -444,6 +429,7 @@ class Batches:
 # ============================================================================================================
 
 # ---- the sampler: videos of codes (Sec. 1; Fig. 6 and 7) ---------------------------------------------------
+FRAME = (220, 30, 30)  # the colour around pairs and frames that training never saw
 def to_bytes(frames):
     """Frames [M, 3, H, W] in [-1, 1] -> uint8 [M, H, W, 3]."""
     return frames.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
@@ -460,10 +446,6 @@ def videos(model, static_row, transient_row):
     """Clips of pairs of dictionary rows, int64 [K] and [K], arrays or tensors -> uint8 [K, L, H, W, 3]."""
     i, k = (torch.as_tensor(rows, device=model.z_s.z.device) for rows in (static_row, transient_row))
     return videos_of(model, model.z_s.z[i], model.z_t.z[k], k)
-
-def random_rows(model, count, rng):
-    """Random pairs of dictionary rows -> static_row [count], transient_row [count]."""
-    return [torch.randint(len(rows.z), (count,), generator=rng) for rows in (model.z_s, model.z_t)]
 
 @torch.no_grad()
 def frames_between(model, pair, weights):
@@ -491,12 +473,12 @@ def gaussian_codes(codes, count, rng):
     return unit_ball(codes.mean(0) + normal * variances.clamp(min=0).sqrt() @ axes.T)
 
 def sample(args):
-    """new videos: random pairs of learned codes (Sec. 1), or static codes of a Gaussian fitted to those"""
+    """sample --run runs/chair --count 16: videos of random pairs of learned codes, or of new static codes"""
     run = load(args.run, args.device)
     model, data = run.model, run.data
     rng = torch.Generator().manual_seed(args.seed)
     codes = model.z_s.z.cpu().double()
-    i, k = random_rows(model, args.count, rng)
+    i, k = (torch.randint(len(rows.z), (args.count,), generator=rng) for rows in (model.z_s, model.z_t))
     if args.prior == "gaussian":
         if len(codes) < 2:
             raise DataError(f"--prior gaussian: {args.run} has one static code, a Gaussian needs two or more")
@@ -506,16 +488,14 @@ def sample(args):
         rows, labels = beside_nearest(run, clips, args.dataset)
     else:
         clips = rows = videos(model, i, k).cpu()
-        names = data["static_names"], data["transient_names"]
-        labels = [f"{names[0][a]} {names[1][b]}"[:20] for a, b in zip(i, k)]
-    rows = list(rows[:, spread(data["frames"], 8)].numpy())
-    path = show(args.out or run.folder, "samples", data, rows, data_prep.side_by_side(clips.numpy()),
-                row_labels=labels)
+        labels = [f"{data['static_names'][a]} {data['transient_names'][b]}"[:20] for a, b in zip(i, k)]
+    path = show(args.out or run.folder, "samples", data, list(rows[:, spread(data["frames"], 8)].numpy()),
+                data_prep.side_by_side(clips.numpy()), row_labels=labels)
     say(f"{args.count} videos: {path} and .gif")
 
 def beside_nearest(run, clips, dataset):
-    """New clips [K, L, H, W, 3], each over its nearest training clip [2 K, ...], and labels of these rows.
-    Says how far the new clips are from training clips, and how far real clips that training never saw are."""
+    """New clips [K, L, H, W, 3], each over its nearest training clip: rows [2 K, ...] and their labels.
+    Says how far the new clips, and real clips that training never saw, are from training clips."""
     every, data = run.settings.every, run.data
     train_set, held_out = keep_from_training(clips_of_run(run, dataset), run.settings)
     if not held_out and data["dataset"] == "chair" and not data["path"]:
@@ -529,10 +509,8 @@ def beside_nearest(run, clips, dataset):
     rows = torch.stack([clips, real[index]], 1).flatten(0, 1)
     return rows, ["new", "nearest real"] * len(clips)
 
-FRAME = (220, 30, 30)  # the colour around pairs and frames that training never saw
-
 def exchange(args):
-    """Fig. 6: every static code with every transient code, three frames of each; unseen pairs are framed"""
+    """exchange --run runs/weizmann: Fig. 6, all static x all transient codes, unseen pairs framed"""
     run = load(args.run, args.device)
     data, L = run.data, run.data["frames"]
     rows, columns = data["static_names"], data["transient_names"]
@@ -547,11 +525,10 @@ def exchange(args):
         frames.append([None if [i, k] in data["pairs"] else FRAME for k in range(len(columns))])
     path = show(args.out or run.folder, "exchange", data, cells, gap=4, frames=frames, row_labels=rows,
                 column_labels=columns)
-    unseen = sum(row.count(FRAME) for row in frames)
-    say(f"{size} pairs, {unseen} of them unseen and framed: {path}")
+    say(f"{size} pairs, {sum(row.count(FRAME) for row in frames)} of them unseen and framed: {path}")
 
 def interpolate(args):
-    """Fig. 7: frames between two frames of a clip; with --fps-factor, between all of its frames"""
+    """interpolate --run runs/weizmann --clip 3: Fig. 7, frames between two or all frames of a clip"""
     run = load(args.run, args.device)
     data, L = run.data, run.data["frames"]
     a, b = args.frames
@@ -566,22 +543,21 @@ def interpolate(args):
     weights = torch.cat([line(L, a, b, K) for a, b in ends] + [last])
     video = frames_between(run.model, data["pairs"][args.clip], weights).numpy()
     frames = [FRAME if t % (K + 1) else None for t in range(len(video))]
-    starts = range(0, len(video), 16)
-    path = show(args.out or run.folder, "interpolation", data, [list(video[t:t + 16]) for t in starts], video,
-                fps=8 * (args.fps_factor or 1), gap=4, frames=[frames[t:t + 16] for t in starts])
+    rows, frames = ([each[t:t + 16] for t in range(0, len(video), 16)] for each in (list(video), frames))
+    path = show(args.out or run.folder, "interpolation", data, rows, video, 8 * (args.fps_factor or 1), gap=4,
+                frames=frames)
     say(f"{data['names'][args.clip]}: {len(ends) * K} frames between, framed: {path} and .gif")
 
 # ---- our recipe: rates, first codes, Muon, augmentation ----------------------------------------------------
 HARD_CLIP_POWER = 3.0  # a clip of twice the mean loss is drawn 2^3 times as often (Batches.choose)
-
 def schedule(step, steps, warm_up=50):
     """The fast recipe's rates, in (0, 1]: a short linear warm-up, full until half-way, linear to zero."""
     return min(1.0, (step + 1) / warm_up, 2 * (1 - step / steps))
 
 def optimisers_of_G(G, s, device):
     """Adam for gamma (Table 6). In the fast recipe Muon trains G's layers behind the first."""
-    layers = [layer for layer in G.layers if isinstance(layer, nn.ConvTranspose2d)]
-    weights = [layer.weight for layer in layers] if s.recipe == "fast" else []
+    weights = [layer.weight for layer in G.layers if isinstance(layer, nn.ConvTranspose2d)]
+    weights = weights if s.recipe == "fast" else []
     others = [p for p in G.parameters() if all(p is not w for w in weights)]
     matrices = dict(params=[p for p in others if p.ndim > 1], weight_decay=s.decay)
     norms_and_biases = dict(params=[p for p in others if p.ndim == 1])
@@ -593,8 +569,7 @@ def optimisers_of_G(G, s, device):
 def principal_components(x, k):
     """PCA of rows x [n, d] -> [n, k] float32, the longest row scaled to 0.9; zeros if d < k."""
     x = (x - x.mean(0)).double()
-    axes = torch.linalg.eigh(x.T @ x)[1].flip(1)[:, :k]  # (d, k), the largest first
-    y = x @ axes
+    y = x @ torch.linalg.eigh(x.T @ x)[1].flip(1)[:, :k]  # the largest axes first
     y = y * (0.9 / y.norm(dim=1).max().clamp(min=1e-9))
     return F.pad(y, (0, k - y.shape[1])).float()
 
@@ -618,13 +593,11 @@ def start_from_clips(model, clips):
     still = mean_of_rows(clips.static_id, len(clips.static_names), frames.mean(1))  # (static rows, 192)
     frames -= still[clips.static_id][:, None]
     moving = mean_of_rows(clips.transient_id, len(clips.transient_names), frames)  # (transient rows, L, 192)
-    z_s, z_t = model.z_s, model.z_t
-    first_s = principal_components(still, z_s.z.shape[-1])
-    first_t = principal_components(moving.flatten(0, 1), z_t.z.shape[-1]).view(z_t.z.shape)
-    for dictionary, first in ((z_s, first_s), (z_t, first_t)):
-        dictionary.z.copy_(dictionary.project(first + 0.02 * torch.randn_like(first)))
+    for codes, features in ((model.z_s, still), (model.z_t, moving.flatten(0, 1))):
+        first = principal_components(features, codes.z.shape[-1]).view(codes.z.shape)
+        codes.z.copy_(codes.project(first + 0.02 * torch.randn_like(first)))
     if not isinstance(model.R, nn.Identity):
-        start_as_identity(model.R, z_t.z)
+        start_as_identity(model.R, model.z_t.z)
 
 @torch.no_grad()
 def start_as_identity(R, z_t, rows=256):
@@ -640,8 +613,8 @@ def start_as_identity(R, z_t, rows=256):
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose updates of a matrix have equal singular values, with decoupled weight decay.
     Weights [c_in, c_out, 4, 4] are matrices [c_in, 16 * c_out]. The update is (m m^T)^(-1/2) x, with m the
-    momentum and x Nesterov's gradient; every eighth step computes the inverse root anew, which is enough. An
-    element moves by about lr (root mean square), as under Adam. bf16: the precision of that product."""
+    momentum and x Nesterov's gradient; the inverse root of every eighth step is enough. An element moves by
+    about lr (root mean square), as under Adam. bf16: the precision of that product."""
     EVERY = 8
 
     def __init__(self, weights, weight_decay=0.0, bf16=False):
@@ -686,10 +659,10 @@ def inverse_root(m):
     return root
 
 def augment(v, rand, most=4):
-    """Conditional augmentation (Karras et al., 2022): G is told of it, so it need not be learned by heart.
-    Frames v uint8 [M, 3, H, H] and rand [M, 5] in [0, 1) -> frames like v and numbers [M, 4]. Half of the
-    frames are shifted by up to `most` pixels, edges repeated. Half have their colours turned about the grey
-    axis: white stays white. An untouched frame keeps its bytes and has numbers 0, as at generation."""
+    """Conditional augmentation (Karras et al., 2022): frames are changed, and G is told how.
+    Frames v uint8 [M, 3, H, H] and rand [M, 5] in [0, 1) -> frames like v and numbers [M, 4] for G, 0 for an
+    untouched frame, as at generation. Half of the frames are shifted by up to `most` pixels, edges repeated;
+    half have their colours turned about the grey axis: white stays white."""
     M, _, H, _ = v.shape
     moved, turned = (rand[:, :2] < 0.5).float().unbind(1)  # (M,), (M,)
     shift = ((rand[:, 2:4] * (2 * most + 1)).floor() - most) * moved[:, None]  # (M, 2) right, down
@@ -708,6 +681,7 @@ def augment(v, rand, most=4):
     return out.view(v.shape).round().clamp(0, 255).to(torch.uint8), numbers
 
 # ---- the measures of Sec. 4.2, and more: clips are uint8 [K, L, H, W, 3] -----------------------------------
+VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 def unit_frames(clips):
     """uint8 [..., H, W, 3] -> float [..., 3, H, W] in [0, 1]."""
     return clips.movedim(-1, -3).float() / 255
@@ -723,10 +697,8 @@ def ssim(x, y):
     data_range=1), averaged over colours; a border of 5 pixels is left out, as there."""
     taps = torch.exp(-torch.arange(-5, 6, dtype=x.dtype, device=x.device).square() / (2 * 1.5 ** 2))
     taps = (taps / taps.sum()).expand(x.shape[1], 1, 1, 11)
-
-    def mean(v):  # the local mean of each colour, one axis after the other
+    def mean(v):  # the local mean of a colour, one axis after the other
         return F.conv2d(F.conv2d(v, taps, groups=len(taps)), taps.mT, groups=len(taps))
-
     mx = mean(x)
     my = mean(y)
     vx = mean(x * x) - mx * mx
@@ -746,8 +718,6 @@ def mean_ssim(a, b):
 def fcs(clips):
     """Frame Consistency Score: mean SSIM of each clip's first frame with all its frames, itself included."""
     return mean_ssim(clips[:, :1].expand_as(clips), clips)
-
-VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
 def load_vgg16(where, device):
     """(phi of the MCS, None), or (None, the reason). where: PATH, `download`, or None for the cache.
@@ -774,8 +744,7 @@ def load_vgg16(where, device):
 
 def motion(phi, clips):
     """Mean over clips of phi(v_{t+1}) - phi(v_t). uint8 [K, L, H, W, 3] -> [L - 1, 256, H / 4, W / 4]."""
-    # torchvision's normalisation.
-    mean = torch.tensor([0.485, 0.456, 0.406], device=clips.device)[:, None, None]
+    mean = torch.tensor([0.485, 0.456, 0.406], device=clips.device)[:, None, None]  # torchvision's
     std = torch.tensor([0.229, 0.224, 0.225], device=clips.device)[:, None, None]
     return sum(phi((unit_frames(v) - mean) / std).diff(dim=0) for v in clips) / len(clips)
 
@@ -900,7 +869,7 @@ def ablation_table(title, seeds, ours):
     return "\n".join(lines)
 
 def ablate(args):
-    """Tables 4a and 4b, and a row without R, all at the same steps and seeds; finished rows are kept"""
+    """ablate --dataset chair --seeds 3: Tables 4a and 4b, and a row without R; finished rows are kept"""
     device, base, clips, data = prepare(args)
     vgg16 = load_vgg16(args.vgg16, device)
     seeds = range(base.seed, base.seed + args.seeds)
@@ -938,7 +907,8 @@ def measure_row(model, clips, seed, count, vgg16):
     """Scores of `count` random pairs of learned codes, and of codes that nobody learned -> two dicts."""
     device = model.z_s.z.device
     real = torch.from_numpy(clips.videos).to(device)
-    i, k = random_rows(model, count, torch.Generator().manual_seed(seed))
+    rng = torch.Generator().manual_seed(seed)
+    i, k = (torch.randint(len(rows.z), (count,), generator=rng) for rows in (model.z_s, model.z_t))
     learned = scores(videos(model, i, k), real, *vgg16)
     learned["psnr"] = psnr(videos(model, clips.static_id, clips.transient_id), real).mean().item()
     z_s, z_t = (Dictionary(count, *codes.z.shape[1:]).z.to(device) for codes in (model.z_s, model.z_t))
@@ -955,8 +925,7 @@ def find_codes(model, s, clips, steps=300, lr=0.02):
     pairs = pairs[some].to(device)
     index, _ = nearest(clips, videos(model, *pairs.T))
     static_row, label = pairs[index].T
-    z_s = model.z_s.codes_of(static_row)
-    z_t = model.z_t.codes_of(label)
+    z_s, z_t = model.z_s.codes_of(static_row), model.z_t.codes_of(label)
     v = clips.flatten(0, 1).permute(0, 3, 1, 2)
     weight = torch.full((len(v),), 1 / clips.shape[1], device=device)
     adam = torch.optim.Adam([z_s, z_t])
@@ -975,34 +944,30 @@ def measure_encoding(model, s, train_set, held_out):
     """dB of clips kept from training, by codes found for them, and of the closest training clip, a copy."""
     real = torch.from_numpy(held_out.videos[:, ::s.every])
     clips = torch.from_numpy(train_set.videos)
-    generated = [videos_of(model, *find_codes(model, s, part)).cpu() for part in real.split(8)]
+    generated = torch.cat([videos_of(model, *find_codes(model, s, part)).cpu() for part in real.split(8)])
     copies = torch.stack([psnr(clips, truth.expand_as(clips)).max() for truth in real])
-    return dict(encode_psnr=psnr(torch.cat(generated), real).mean().item(),
-                encode_nearest_psnr=copies.mean().item())
+    return dict(encode_psnr=psnr(generated, real).mean().item(), encode_nearest_psnr=copies.mean().item())
 
 def encode(args):
-    """finds the codes of a clip that was never trained on, G and R frozen"""
+    """encode --run runs/chair --input clip.gif: codes of a clip that was never trained on"""
     run = load(args.run, args.device)
     s, L, size = run.settings, run.data["frames"], run.data["size"]
     if args.input.lower().endswith(".npz"):
         clips = list(data_prep.read_clips(args.input, {}, size=size).values())
-        if len(clips) != 1:
-            raise DataError(f"--input {args.input}: {len(clips)} clips there, one expected")
-        clip = clips[0]
     else:
-        clip = data_prep.read_clip(args.input, size=size)
-    clip = clip[::s.every][:L]
-    if len(clip) < L:
-        raise DataError(f"--input {args.input}: {len(clip)} frames (of every {s.every}); this run's clips "
-                        f"have {L}")
-    real = torch.from_numpy(clip.copy())[None]
+        clips = [data_prep.read_clip(args.input, size=size)]
+    if len(clips) != 1:
+        raise DataError(f"--input {args.input}: {len(clips)} clips there, one expected")
+    real = torch.from_numpy(clips[0][::s.every][:L].copy())[None]
+    if real.shape[1] < L:
+        raise DataError(f"--input {args.input}: {real.shape[1]} frames (of every {s.every}), {L} are needed")
     z_s, z_t, label = find_codes(run.model, s, real)
     generated = videos_of(run.model, z_s, z_t, label).cpu()
     both = torch.cat([real, generated])
-    out = Path(args.out or run.folder)
-    path = show(out, "encoded", run.data, list(both[:, spread(L, 8)].numpy()),
+    path = show(args.out or run.folder, "encoded", run.data, list(both[:, spread(L, 8)].numpy()),
                 data_prep.side_by_side(both.numpy()), row_labels=["input", "encoded"])
-    write(out / "encoded.pt", serialise(dict(z_s=z_s[0].cpu(), z_t=z_t[0].cpu(), label=label[0].item())))
+    codes = dict(z_s=z_s[0].cpu(), z_t=z_t[0].cpu(), label=label[0].item())
+    write(path.with_name("encoded.pt"), serialise(codes))
     say(f"PSNR {psnr(generated, real).item():.2f} dB from {z_s.numel() + z_t.numel()} numbers (the clip has "
         f"{real.numel()}); see {path}")
 
@@ -1023,11 +988,12 @@ def say(text):
 
 def join_processes(device):
     """Meet the processes that torchrun started: over NCCL on GPUs, gloo on CPUs. Raises DataError."""
-    if WORLD > 1:
-        try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        except (ValueError, RuntimeError) as error:
-            raise DataError(f"the processes did not meet; use torchrun ({printable(error, 90)})") from None
+    if WORLD == 1:
+        return
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"the processes did not meet; use torchrun ({printable(error, 90)})") from None
 
 def same_in_all_processes(model):
     """Start from the codes and weights of process 0, to the bit."""
@@ -1061,8 +1027,7 @@ def all_reduce(model, batch, *tensors):
 # ---- the shell: device, settings, clips --------------------------------------------------------------------
 def choose_device(name):
     """auto, cpu, cuda or mps -> torch.device. Raises DataError, or RuntimeError (NAV_KERNELS)."""
-    has_mps = torch.backends.mps.is_available() and WORLD == 1
-    is_there = dict(cuda=torch.cuda.is_available(), mps=has_mps, cpu=True)
+    is_there = dict(cuda=torch.cuda.is_available(), mps=torch.mps.is_available() and WORLD == 1, cpu=True)
     if name == "auto":
         name = next(name for name in is_there if is_there[name])
     if not is_there[name]:
@@ -1074,28 +1039,21 @@ def choose_device(name):
     name_backend(name)
     return torch.device(name)
 
-def fast_precision(device):
-    """bf16 if the device multiplies it faster than fp32."""
+def has_fast_bf16(device):
+    """Whether the device multiplies bf16 faster than fp32."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return "bf16" if can.get("amx_bf16") or can.get("avx512_bf16") else "fp32"
-
-def row_of_table_6(clips, dataset):
-    """chair, weizmann or golf: as the prepared set says; for older sets by the file's name."""
-    kind = clips.kind or Path(dataset).stem
-    if kind in TABLE_6:
-        return kind
-    return "weizmann" if clips.grid else "chair"
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    can = torch.cpu.get_capabilities()
+    return device.type == "cpu" and (can.get("amx_bf16") or can.get("avx512_bf16"))
 
 def choose_settings(args, clips, device):
     """Table 6's row, the recipe's values, then the given options -> Settings. Raises DataError."""
     requested = {f.name: getattr(args, f.name, None) for f in fields(Settings)}
     requested = {name: value for name, value in requested.items() if value is not None}
-    row = requested.get("table6", "set")
-    row = row_of_table_6(clips, args.dataset) if row == "set" else row
-    hold_out = requested.get("hold_out", 0) + requested.get("hold_out_clips", 0)
-    N = max(1, len(clips.names) - hold_out)
+    row = requested.get("table6", clips.kind or Path(args.dataset).stem)  # older sets record no kind
+    if row not in TABLE_6:
+        row = "weizmann" if clips.grid else "chair"
+    N = max(1, len(clips.names) - requested.get("hold_out", 0) - requested.get("hold_out_clips", 0))
     steps, usual_N = FAST_STEPS[row]
     values = dict(TABLE_6[row], steps=round(steps * max(1, N / usual_N) ** 0.5))
     if requested.get("recipe") == "paper":
@@ -1109,7 +1067,7 @@ def choose_settings(args, clips, device):
             values.update(width=64, batch=128)
     s = Settings(**values | requested | dict(table6=row))
     if s.precision == "auto":
-        s.precision = fast_precision(device)
+        s.precision = "bf16" if has_fast_bf16(device) else "fp32"
     fit_batch(s, N, -(-clips.videos.shape[1] // s.every), requested, device)
     check_settings(s, clips)
     return s
@@ -1208,8 +1166,7 @@ def clips_of_run(run, dataset=None):
     drawn = not data["path"] and dataset in (None, data["dataset"])
     path = data_prep.data_path(name)
     if not drawn and not path.is_file():
-        raise DataError(f"{run.folder}: its clips are not at {path.resolve()}; --dataset PATH.npz says where "
-                        "they are")
+        raise DataError(f"{run.folder}: no clips at {path.resolve()}; --dataset PATH.npz says where they are")
     clips, _ = data_prep.find(name, data["requested_clips"], s.layout, drawn)
     if clips.fingerprint != data["fingerprint"]:
         raise DataError(f"{name} does not hold the clips that {run.folder} was trained on "
@@ -1217,8 +1174,7 @@ def clips_of_run(run, dataset=None):
     return data_prep.at_windows(clips, data["begin"]) if data["begin"] else clips
 
 def show(out, name, data, rows, video=None, fps=8, **more):
-    """A sheet NAME.png of rows (data_prep.sheet) and NAME.gif of video uint8 [L, H, W, 3] -> the PNG's path.
-    The name says so if the run was trained on drawn stand-ins."""
+    """A sheet NAME.png of rows (data_prep.sheet), NAME.gif of video uint8 [L, H, W, 3] -> the PNG's path."""
     path = Path(out, f"{name}{'-standin' if data['standin'] else ''}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     if rows:
@@ -1237,20 +1193,18 @@ def diverged(step, s):
                      f"{s.lr_G:g}, R {s.lr_R:g}, codes {s.lr_Z:g}); the checkpoint, if any, is a good one")
 
 def resume(out, trainer, data):
-    """--resume: the trainer continues from the checkpoint in `out`. Returns its log. Raises DataError.
-    With more steps than before, the fast recipe's rates are from here on those of a run of so many steps."""
+    """--resume: the trainer continues from the checkpoint in `out`. Returns its log. Raises DataError."""
     s = trainer.s
     kept = read_checkpoint(out)
     before, had = kept["settings"], kept["data"]
     where = f"--resume: {out}/checkpoint.pt was made with"
     if had["fingerprint"] != data["fingerprint"]:
         raise DataError(f"{where} other data, {had['clips']} clips ({had['source'][:50]}); now there are "
-                        f"{data['clips']} ({data['source'][:50]}): name those, or train into another --out")
+                        f"{data['clips']} ({data['source'][:50]}): name those, or give another --out")
     for name, value in asdict(s).items():
         was = getattr(before, name)
         if value != was and (name != "steps" or value < was):
-            raise DataError(f"{where} {name} {was}, now it is {value}: repeat the first command, or train "
-                            "into another --out")
+            raise DataError(f"{where} {name} {was}, now {value}: repeat the first command, or give --out")
     try:
         trainer.restore(kept)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -1283,12 +1237,11 @@ class Watch:
         self.trainer.stop = True
 
     def look(self, v, v_hat, terms):
-        """After a step, with its results. Most steps only keep the terms, and the host does not wait for the
-        device. All processes look at the same steps."""
+        """After a step, with its results: most steps only keep the terms. Processes look together."""
         s, step = self.trainer.s, self.trainer.steps_done
         self.terms.append(terms)
         is_due = step % max(1, min(25, s.steps // 20)) == 0 or step == s.steps
-        if not is_due and not (WORLD == 1 and self.signal):
+        if not (is_due or WORLD == 1 and self.signal):
             return
         terms = torch.stack(self.terms).cpu()  # (steps since the last look, 4)
         self.terms = []
@@ -1325,7 +1278,7 @@ def save_checkpoint(out, s, data, log, state):
             "Loss (Eq. 6), logarithmic": (loss, True), "PSNR of the last step's frames, dB": (dB, False)})
 
 def train(args):
-    """trains, with a progress line, a log and checkpoints; then measures and shows"""
+    """train --dataset chair: train, with a log and checkpoints, then measure; `train` may be left out"""
     device, s, everything, data = prepare(args)
     join_processes(device)
     clips, _ = keep_from_training(everything, s)
@@ -1342,12 +1295,10 @@ def train(args):
         folder_lock = take_folder(out, args.resume, say)
         write(out / "config.json", dict(asdict(s), **data, processes=WORLD))
     say(f"{clips}\n{len(clips.static_names)} static and {len(clips.transient_names)} transient codes; "
-        f"{s.recipe} recipe with Table 6's {s.table6}, {s.steps} steps of {s.batch} clips x "
-        f"{trainer.batches.T} frames\n{device}, {s.precision}, losses by {name_backend(device)}; processes: "
-        f"{WORLD}; writing to {out}")
+        f"{s.recipe} recipe, Table 6's {s.table6}, {s.steps} steps of {s.batch} clips x {trainer.batches.T} "
+        f"frames\n{device}, {s.precision}, losses by {name_backend(device)}, {WORLD} processes; see {out}")
     if clips.standin:
         say("NOTE: these clips are DRAWN STAND-INS, not the real data; every result says so")
-
     watch = Watch(trainer, out, data, log, args.checkpoint_every)
     try:
         while trainer.steps_done < s.steps and not watch.stopped:
@@ -1356,14 +1307,13 @@ def train(args):
         raise diverged(trainer.steps_done + 1, s) from None
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if watch.stopped:
-        if RANK == 0:
-            warn(f"stopped at step {trainer.steps_done} of {s.steps}; the checkpoint is in {out}, --resume "
-                 "goes on")
-        return 128 + (watch.signal or signal.SIGINT)
-    if RANK == 0:
+    if RANK == 0 and watch.stopped:
+        step = trainer.steps_done
+        warn(f"stopped at step {step} of {s.steps}; the checkpoint is in {out}, --resume goes on")
+    elif RANK == 0:
         report(Run(out, s, data, log, trainer.model), everything, vgg16)
         folder_lock.release()
+    return 128 + (watch.signal or signal.SIGINT) if watch.stopped else 0
 
 def report(run, everything, vgg16):
     """Measure and show a run: metrics.json, reconstructions, samples. everything: all its Clips."""
@@ -1385,18 +1335,16 @@ def report(run, everything, vgg16):
                    ssim=mean_ssim(generated, real), **scores(generated, real, *vgg16), **experiments,
                    steps=step, seconds=round(seconds, 1), frames_per_second=round(frames_per_second, 1),
                    precision=s.precision, seed=s.seed, **data["trained_on"], evaluated_on=str(real.device))
-    generated = generated.cpu().numpy()
-    real = real.cpu().numpy()
+    both = torch.stack([real, generated], 1).cpu().numpy()  # (N, 2, L, H, W, 3)
     rows, labels = [], []
-    moments = spread(data["frames"], 8)
-    for j in spread(len(real), 8):
-        rows += [real[j][moments], generated[j][moments]]
+    for j in spread(len(both), 8):
+        rows += list(both[j][:, spread(data["frames"], 8)])
         labels += [clips.names[j][:16], "generated"]
-    some = spread(len(real), 16)
-    real_over_generated = np.concatenate([real[some], generated[some]], 2)
+    some = both[spread(len(both), 16)]
+    real_over_generated = np.concatenate([some[:, 0], some[:, 1]], 2)
     show(run.folder, "reconstructions", data, rows, data_prep.side_by_side(real_over_generated),
          row_labels=labels)
-    show(run.folder, "samples", data, None, data_prep.side_by_side(generated[some]))
+    show(run.folder, "samples", data, None, data_prep.side_by_side(some[:, 1]))
     write(run.folder / "metrics.json", metrics)
     for name, value in experiments.items():
         say(f"{name.replace('_', ' ')}: {value:.2f}")
@@ -1405,7 +1353,7 @@ def report(run, everything, vgg16):
         f"{scores_in_words(metrics)}; {step} steps in {seconds:.0f} s{standin}; see {run.folder}")
 
 def evaluate(args):
-    """measures a run again; with --generated and --real, scores clips of other software (Table 2)"""
+    """evaluate --run runs/chair: measure again; --generated DIR --real NPZ: clips of other software"""
     if args.run:
         run = load(args.run, args.device)
         vgg16 = load_vgg16(args.vgg16, run.model.z_s.z.device)
@@ -1421,29 +1369,27 @@ def evaluate(args):
     data_prep.report_skipped(skipped)
     if not found:
         raise DataError(f"--generated {args.generated}: no clip of {L} frames or more there")
-    generated = torch.from_numpy(np.stack([clip[:L] for clip in found.values()]))
-    measured = scores(generated.to(device), torch.from_numpy(real.videos).to(device), *vgg16)
+    generated = np.stack([clip[:L] for clip in found.values()])
+    measured = scores(*(torch.from_numpy(v).to(device) for v in (generated, real.videos)), *vgg16)
     out = Path(args.out or "runs/evaluate", "metrics.json")
     write(out, dict(dataset=args.real, source=real.source, standin=real.standin, generated=args.generated,
                     videos=len(found), frames=L, torch=torch.__version__, commit=commit(), **measured))
     say(f"{len(found)} clips of {L} frames: {scores_in_words(measured)}; see {out}")
 
 def bench(args):
-    """where the time of a training step goes on this device; last line: whole step over bare generator"""
+    """bench --dataset chair: the time of a training step; last line: whole step over bare generator"""
     device, s, clips, _ = prepare(args)
-    s.steps = 10 ** 9  # rates stay as they are
+    s.steps = 10 ** 9
     trainer = Trainer(s, clips, device)
-    trainer.steps_done = s.steps // 2  # norms in eval mode, as in most steps
+    trainer.steps_done = s.steps // 2  # full rates, and norms in eval mode, as in most steps
     _, v_hat, _ = trainer.step()
-    model, M = trainer.model, len(v_hat)
-    r = torch.randn(M, 1, s.D_t, device=device)
-    z_s = torch.randn(M, s.D_s, device=device, requires_grad=True)
-    label = torch.zeros(M, dtype=torch.long, device=device)
-
+    G = trainer.model.G
+    codes = torch.randn(len(v_hat), s.D_s + s.D_t, device=device, requires_grad=True)
+    label = torch.zeros(len(v_hat), dtype=torch.long, device=device)
     def generator():
-        model.G.requires_grad_(True).zero_grad()  # the paper recipe's step leaves G frozen
-        model.render(z_s, r, label).backward(v_hat)
-
+        G.requires_grad_(True).zero_grad()  # the paper recipe's step leaves G frozen
+        with torch.autocast(device.type, torch.bfloat16, enabled=trainer.model.bf16):
+            G(codes, label).backward(v_hat)
     timers = [Timer("call()", globals=dict(call=call), num_threads=torch.get_num_threads())
               for call in (generator, trainer.step)]
     bare, whole = (1000 * timer.blocked_autorange(min_run_time=4).median for timer in timers)
@@ -1457,75 +1403,67 @@ def bench(args):
     say(f"ratio: {whole / bare:.2f}")
 
 # ---- the shell: the command line ---------------------------------------------------------------------------
-EXAMPLES = {  # of each action
-    train: "--dataset chair",
-    sample: "sample --run runs/chair --count 16",
-    exchange: "exchange --run runs/weizmann",
-    interpolate: "interpolate --run runs/weizmann --clip 3",
-    encode: "encode --run runs/chair --input clip.gif",
-    evaluate: "evaluate --run runs/chair",
-    ablate: "ablate --dataset chair --seeds 3",
-    bench: "bench --dataset chair",
-}
-
+ACTIONS = (train, sample, exchange, interpolate, encode, evaluate, ablate, bench)
 def add_settings(parser, but):
     """The options of Settings, None if they are not given; the options for experts come last."""
     experts = parser.add_argument_group("options for experts")
     for f in fields(Settings):
-        option = dict(help=f"{f.metadata['help']} (default: {f.default})", choices=f.metadata["choices"])
         if f.type is bool:
-            option = dict(help=option["help"], action=argparse.BooleanOptionalAction)
-        elif f.type is int:
-            option.update(type=between(f.metadata["least"], 2 ** 63 - 1), metavar="N")
-        elif f.type is float:
-            option.update(type=between(f.metadata["least"], 3e38, float), metavar="X")
+            kind = dict(action=argparse.BooleanOptionalAction)
+        elif f.metadata["choices"]:
+            kind = dict(choices=f.metadata["choices"])
+        else:
+            most = 2 ** 63 - 1 if f.type is int else 3e38  # of int64 and float32
+            kind = dict(type=between(f.metadata["least"], most, f.type), metavar="N")
         if f.name not in but:
-            group = experts if f.metadata["expert"] else parser
-            group.add_argument(f"--{f.name.replace('_', '-')}", **option)
+            add = (experts if f.metadata["expert"] else parser).add_argument
+            add(f"--{f.name.replace('_', '-')}", help=f"{f.metadata['help']} (default: {f.default})", **kind)
 
 def parse(argv):
     """argv -> the options of an action, `train` if none is named. Raises DataError."""
     wide = partial(argparse.RawDescriptionHelpFormatter, max_help_position=34, width=110)
-    lines = [f"  python nav.py {example:41} {action.__doc__}" for action, example in EXAMPLES.items()]
+    examples = [f"  python nav.py {action.__doc__}" for action in ACTIONS]
     top = data_prep.Parser(prog="nav.py", usage="python nav.py [ACTION] [options]", formatter_class=wide,
-                           description="\n".join([__doc__.split("\n")[0], "", *lines]), add_help=False)
+                           description="\n".join([__doc__.split("\n")[0], "", *examples]), add_help=False)
     subparsers = top.add_subparsers(dest="action", metavar="ACTION", help=argparse.SUPPRESS)
-    add = {}
-    for action in EXAMPLES:
+    count = dict(type=between(1), metavar="K")
+    for action in ACTIONS:
         parser = subparsers.add_parser(action.__name__, description=action.__doc__, formatter_class=wide,
                                        usage=f"python nav.py {action.__name__} [options]", allow_abbrev=False)
-        parser.set_defaults(action=action)
-        add[action] = parser.add_argument
-        add[action]("--out", metavar="DIR", help="where to write (default: runs/NAME, or --run)")
-        add[action]("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="of all work")
-        is_training = action in (train, ablate, bench)
-        if is_training or action in (evaluate, sample):
-            add[action]("--dataset", help="chair, weizmann, golf, NAME for data/NAME.npz, or PATH.npz")
-        if action in (train, ablate, evaluate):
-            add[action]("--vgg16", metavar="PATH", help="weights for the MCS; `download` fetches "
-                                                        "torchvision's (528 MB) once")
-        if is_training:
-            parser.set_defaults(dataset="chair")
-            add[action]("--clips", type=between(1), metavar="N", help="the first N, or N drawn stand-ins")
+        parser.set_defaults(action=action, dataset=None)
+        add = parser.add_argument
+        add("--out", metavar="DIR", help="where to write (default: runs/NAME, or --run)")
+        add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: auto)")
+        if action in (train, ablate, bench):
+            add("--dataset", default="chair", help="chair, weizmann, golf, NAME (data/NAME.npz), or PATH.npz")
+            add("--clips", type=between(1), metavar="N", help="the first N, or N drawn stand-ins")
             add_settings(parser, () if action is train else ("hold_out", "hold_out_clips", "every"))
         else:
-            add[action]("--run", metavar="DIR", required=action is not evaluate,
-                        help="the folder of a trained run")
-    add[train]("--resume", action="store_true", help="go on in --out; with more --steps, beyond the end")
-    add[train]("--checkpoint-every", type=between(0, 1e9, float), default=20, metavar="SECONDS", help="(20)")
-    add[sample]("--count", type=between(1), default=16, metavar="K", help="how many videos (default: 16)")
-    add[sample]("--prior", choices=("dictionary", "gaussian"), default="dictionary", help="of static codes")
-    add[sample]("--seed", type=between(0), default=0, help="of the random draw (default: 0)")
-    add[interpolate]("--clip", type=between(0), default=0, metavar="J", help="number of the clip, from 0")
-    add[interpolate]("--frames", type=int, nargs=2, default=(2, 5), metavar=("A", "B"), help="from 1 (2 5)")
-    add[interpolate]("--between", type=between(1), default=3, metavar="K", help="frames between (default: 3)")
-    add[interpolate]("--fps-factor", type=between(2), metavar="K", help="the whole clip, K times its frames")
-    add[encode]("--input", metavar="CLIP", required=True,
-                help="a video, a GIF, a strip, a folder of frames, or an npz of one clip")
-    add[evaluate]("--generated", metavar="DIR", help="clips that other software made, a folder or an .npz")
-    add[evaluate]("--real", metavar="NPZ", help="the prepared set that they are compared with")
-    add[ablate]("--seeds", type=between(1), default=1, metavar="K", help="(default: 1)")
-    add[ablate]("--generated-clips", type=between(1), default=500, metavar="K", help="of a row (500)")
+            add("--run", metavar="DIR", required=action is not evaluate, help="the folder of a trained run")
+        if action in (train, ablate, evaluate):
+            add("--vgg16", metavar="PATH", help="weights for the MCS; `download` fetches them (528 MB)")
+        if action in (evaluate, sample):
+            add("--dataset", help="the clips of the run, if they were moved")
+        if action is train:
+            add("--resume", action="store_true", help="go on in --out; with more --steps, beyond the end")
+            add("--checkpoint-every", type=between(0, 1e9, float), default=20, metavar="SECONDS", help="(20)")
+        elif action is sample:
+            add("--count", default=16, **count, help="how many videos (default: 16)")
+            add("--prior", choices=("dictionary", "gaussian"), default="dictionary", help="of static codes")
+            add("--seed", type=between(0), default=0, help="of the random draw (default: 0)")
+        elif action is interpolate:
+            add("--clip", type=between(0), default=0, metavar="J", help="number of the clip, from 0")
+            add("--frames", type=int, nargs=2, default=(2, 5), metavar=("A", "B"), help="from 1 (2 5)")
+            add("--between", default=3, **count, help="frames between them (default: 3)")
+            add("--fps-factor", type=between(2), metavar="K", help="the whole clip at K times its frames")
+        elif action is encode:
+            add("--input", metavar="CLIP", required=True, help="video, GIF, strip, folder of frames, npz")
+        elif action is evaluate:
+            add("--generated", metavar="DIR", help="clips that other software made, a folder or an .npz")
+            add("--real", metavar="NPZ", help="the prepared set that they are compared with")
+        elif action is ablate:
+            add("--seeds", default=1, **count, help="how many (default: 1)")
+            add("--generated-clips", default=500, **count, help="clips of a row (default: 500)")
     if argv[:1] in (["-h"], ["--help"]):
         print(top.format_help())
     args = top.parse_args(argv if argv and not argv[0].startswith("-") else ["train", *argv])
@@ -1554,7 +1492,7 @@ def main(argv=None):
             raise
         else:
             warn(f"process {RANK} of {WORLD} stops, most likely because another process is gone; start all "
-                 f"of them again with --resume ({printable(error, 120)})")
+                 f"again with --resume ({printable(error, 120)})")
             os._exit(2)  # the usual way out, through broken connections, may end in an abort
     except KeyboardInterrupt:
         warn("interrupted")
