@@ -60,7 +60,7 @@ expert = partial(setting, expert=True)
 
 @dataclass
 class Settings:
-    """Everything that decides what is learned. Each field is an option: lambda_t is --lambda-t."""
+    """The settings of a training. Every field is an option: lambda_t is --lambda-t."""
     recipe: str = setting(("fast", "paper"), "paper: Sec. 3.1's two stages with Table 6's rates and updates")
     steps: int = setting(2650, "updates; a grid 3000, many clips more; paper: Table 6's for every clip", 1)
     layout: str = setting(("file", "static", "grid", "both", "transient"), "which clips share codes")
@@ -95,8 +95,8 @@ TABLE_6 = {  # codes and losses, for both recipes
     "weizmann": dict(D_s=56, D_t=200, lambda_s=0.01, lambda_t=0.1, alpha=2, levels=3),
     "golf": dict(D_s=56, D_t=200, lambda_s=0.01, lambda_t=0.01, alpha=2, levels=4),
 }
-# Its other columns, for --recipe paper. steps: of a clip, the epochs of gamma times those of Z_V and theta.
-# The paper does not say how they nest: here 5 rounds of 300 are 1,500 passes, each update has both stages.
+# Its other columns, for --recipe paper. steps: of a clip, epochs of gamma times epochs of Z_V and theta.
+# The paper does not say how they nest: here 5 rounds of 300 are 1,500 passes, an update has both stages.
 PAPER = {
     "chair": dict(lr_G=6.25e-5, lr_R=6.25e-5, lr_Z=12.5, steps=5 * 300),
     "weizmann": dict(lr_G=6.25e-5, lr_R=6.25e-3, lr_Z=12.5, steps=5 * 700),
@@ -182,7 +182,7 @@ class Recurrent(nn.Module):
 class Generator(nn.Module):
     """G, a DCGAN: codes [M, D_s + D_t] -> frames [M, 3, size, size] in [-1, 1]; size is 4 * 2^k.
     labels > 0 makes G conditional (Mirza & Osindero): the one-hot label enters through its own projection and
-    takes a quarter of the first layer's channels, at least one."""
+    takes a quarter of the first layer's channels."""
     def __init__(self, D, size, width, labels=0, augment=False):
         super().__init__()
         channels = [width * 2 ** i for i in reversed(range(int(math.log2(size // 4))))]  # 64: 8w 4w 2w w
@@ -239,7 +239,7 @@ class Model(nn.Module):
 def objective(model, s, batch, z_s, r):
     """Eq. 6 for a batch, forward and backward: l_rec + lambda_s l_static + lambda_t l_triplet.
     s: the Settings. z_s [n, D_s] and r [n', L, D_t]: the static codes and R's outputs of the batch's rows.
-    Adds to the gradient of every leaf that requires a gradient. Returns, detached, frames v_hat [B*T, 3, H,
+    Adds to the gradients of the leaves. Returns, detached, frames v_hat [B*T, 3, H,
     W], their losses [B, T], and [loss, l_rec, l_triplet] summed over the clips."""
     B, T = batch.times.shape
     if B == 0:  # more processes than clips: nothing to render in this process
@@ -253,7 +253,7 @@ def objective(model, s, batch, z_s, r):
     # l_rec is the mean over a clip's T frames, l_static (Eq. 4) is the loss of the first drawn frame, k.
     weight = torch.full((B, T), 1 / T, device=r.device)
     weight[:, 0] += s.lambda_s
-    # The losses of the frames, and the gradient of weight . losses by v_hat, which has a closed form.
+    # The losses of the frames, and the gradient of weight . losses by v_hat in closed form.
     losses, dl_dv = laplacian_l1_with_grad(v_hat, batch.v, weight.flatten(), s.levels)
     losses = losses.view(B, T)
     l_rec = losses.mean(1)  # (B,)
@@ -313,7 +313,7 @@ class Trainer:
         losses = among_all_clips(batch, losses)  # (B, T)
         terms = F.pad(terms / len(batch.clips), (0, 1), value=float(self.stop))  # (4,)
         all_reduce(m, batch, z_s.grad, z_t.grad, losses, terms)
-        if is_fast:  # one backward serves both stages
+        if is_fast:  # a single backward serves both stages
             take_step(self.optimisers_G, s.lr_G * rate)
         take_step([self.optimiser_R], s.lr_R * rate)
         m.z_s.update(batch.static_rows, z_s.grad, s.lr_Z * rate)
@@ -352,8 +352,8 @@ def take_step(optimisers, lr):
 class Batch:
     """The clips of a step: all processes draw the same B clips, and a process renders B' of them."""
     clips: torch.Tensor  # (B,) indices
-    static_rows: torch.Tensor  # (n,) rows of z_s, each once
-    transient_rows: torch.Tensor  # (n',) rows of z_t, each once
+    static_rows: torch.Tensor  # (n,) rows of z_s, without duplicates
+    transient_rows: torch.Tensor  # (n',) rows of z_t
     static_of_clip: torch.Tensor  # (B',) the place of a clip's row in static_rows
     transient_of_clip: torch.Tensor  # (B',) and in transient_rows
     times: torch.Tensor  # (B', T) frames of each clip
@@ -588,7 +588,7 @@ def start_from_clips(model, clips):
     code's norm, so that G would start nearly blind to motion."""
     N, L, H = clips.videos.shape[:3]
     frames = torch.empty(N, L, 192)
-    for video, small in zip(clips.videos, frames):  # one by one: all as floats may not fit into the memory
+    for video, small in zip(clips.videos, frames):  # clip by clip: all as floats may not fit into the memory
         small.copy_(F.avg_pool2d(unit_frames(torch.from_numpy(video)), H // 8).flatten(1))
     still = mean_of_rows(clips.static_id, len(clips.static_names), frames.mean(1))  # (static rows, 192)
     frames -= still[clips.static_id][:, None]
@@ -809,7 +809,7 @@ def keep_from_training(everything, s):
 
 def measure_exchange(model, s, train_set, held_out):
     """Table 3 and Fig. 6 as numbers: dB of pairs kept from training, and of two baselines that need no model.
-    nearest: the person's training clip that is closest to the truth, the best that a copy can do. additive:
+    nearest: the person's training clip closest to the truth, an upper bound for copies. additive:
     the person's mean clip + the action's mean clip - the mean clip, pixel by pixel."""
     real = torch.from_numpy(held_out.videos[:, ::s.every])
     clips = torch.from_numpy(train_set.videos).float()
@@ -979,7 +979,7 @@ WORLD = int(os.environ.get("WORLD_SIZE", 1))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 
 def say(text):
-    """Print a text in process 0. If nobody reads it (`| head`), the run goes on: it has its log."""
+    """Print a text in process 0. A reader who stops (`| head`) does not stop the run."""
     try:
         if RANK == 0:
             print(text.encode("ascii", "backslashreplace").decode(), flush=True)  # for any terminal
@@ -1472,13 +1472,13 @@ def parse(argv):
     return args
 
 def main(argv=None):
-    """The command line -> exit status: 0, 2 after an error of one line, 130 after Ctrl-C."""
+    """The command line -> exit status: 0, 2 after an error, 130 after Ctrl-C."""
     keep_freed_memory()
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
         return args.action(args) or 0
     except DataError as error:
-        if LOCAL_RANK == 0:  # all processes find the same fault: one line a machine
+        if LOCAL_RANK == 0:  # all processes find the same fault: a line a machine
             warn(error)
     except OSError as error:
         warn(f"{error.filename or 'a file'}: {error.strerror or error}; check path, permissions, space")
