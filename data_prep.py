@@ -9,6 +9,7 @@ An existing data/NAME.npz is left alone without --force. Frames are cut to a cen
 """
 import argparse
 import bz2
+import collections
 import colorsys
 import contextlib
 import dataclasses
@@ -28,6 +29,8 @@ import time
 import warnings
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -49,10 +52,14 @@ TIMEOUT = 30  # seconds without an answer
 SIDES = (16, 32, 64, 128, 256)  # of frames that nav.py's generator can draw
 MIN_FRAMES = 4  # the shortest clip that holds a triplet of radius 2
 # Decoders of PIL and containers of FFmpeg that hostile bytes may reach: no playlist, which names other files.
-DECODERS = ("PNG", "GIF", "WEBP", "JPEG", "BMP", "TIFF", "PPM")
-CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf,m4v"
+DECODERS = ("PNG", "GIF", "WEBP", "AVIF", "JPEG", "BMP", "TIFF", "PPM")
+CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegvideo,mpegts,ogg,flv,asf,m4v"
 STILL = tuple(".png .apng .webp .jpg .jpeg .bmp .tif .tiff .ppm .pgm".split())
-MOVING = tuple(".gif .mp4 .m4v .mov .webm .mkv .avi .mpg .mpeg .ts .ogv .flv .wmv".split())
+MOVING = tuple(".gif .avif .mp4 .m4v .mov .3gp .webm .mkv .avi .divx .mpg .mpeg .m1v .m2v .vob .ts .mts .m2ts .ogv "
+               ".flv .wmv .asf".split())
+ALPHA_DECODERS = dict(vp8="libvpx", vp9="libvpx-vp9")  # FFmpeg's own VP8 and VP9 drop the alpha of a WebM
+BT709, UNSPECIFIED = 1, 2  # FFmpeg's numbers of matrices
+PQ, HLG = 16, 18  # and of transfer functions
 
 class DataError(ValueError):
     """A fault that the user can mend. One line says what is wrong, where, and what to do; exit status 2."""
@@ -62,22 +69,21 @@ def printable(name, most=80):
     text = ascii(" ".join(str(name).split()))[1:-1].replace("\\\\", "\\")
     return text if len(text) <= most else text[: most - 3] + "..."
 
+warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata: damaged pixels are errors
+
 @contextlib.contextmanager
-def reading(where, what="cannot be decoded", skipped=None):
-    """Around a decoder: any exception of damaged bytes becomes a DataError, or is counted in `skipped`."""
+def reading(where, what="cannot be decoded", notes=None):
+    """Around a decoder: any exception of damaged bytes becomes a DataError, or is recorded in `notes`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except ConnectionError:  # no damage
+        yield
+    except (ConnectionError, TimesRunBackwards):  # no damage
         raise
-    # zlib, zipfile, numpy, PIL and FFmpeg raise exceptions of their own.
-    except Exception as error:
+    except Exception as error:  # zlib, zipfile, numpy, PIL and FFmpeg raise exceptions of their own
         words = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = str(error) if isinstance(error, DataError) else f"{what} ({printable(words)})"
-        if skipped is None:
+        if notes is None:
             raise DataError(f"{printable(where)}: {reason}" if where else reason) from None
-        count_skipped(skipped, reason.removeprefix(f"{printable(where)}: "), where)
+        note(notes, "skipped", reason.removeprefix(f"{printable(where)}: "), where)
 
 # ---- A prepared set: Clips, and its file -----------------------------------------------------------------
 @dataclasses.dataclass
@@ -91,6 +97,8 @@ class Clips:
     names: list  # of the clips
     source: str  # one line; that of drawn stand-ins starts with 'drawn'
     kind: str = ""  # chair, weizmann, golf or own: the row of Table 6; empty in older files
+    fps: float = 0.0  # frames a second as kept, 0 if that is not known or not the same for all clips
+    how: str = ""  # the options that made the set, as JSON; empty in older files
     full: np.ndarray = None  # uint8 [sum of lengths, H, W, 3]: the clips at full length, one after another
     length: np.ndarray = None  # int64 [N], full frames of each clip, at least L
 
@@ -98,6 +106,12 @@ class Clips:
         if self.full is None:  # no clip is longer than L
             self.full = self.videos.reshape(-1, *self.videos.shape[2:])
             self.length = np.full(len(self.videos), self.videos.shape[1], np.int64)
+
+    @property
+    def reading(self):
+        """The arguments crop, every and fps of read_clip with which the set was made."""
+        how = json.loads(self.how or "{}")
+        return dict(crop=not how.get("no_crop"), every=how.get("every", 1), fps=how.get("fps"))
 
     @property
     def standin(self):
@@ -121,10 +135,10 @@ class Clips:
     def __str__(self):
         return "{} clips x {} frames x {} x {}, {}".format(*self.videos.shape[:4], self.source)
 
-def from_clips(clips, frames, names, static, transient, source, kind):
+def from_clips(clips, frames, names, static, transient, source, kind, rates=()):
     """A list of clips uint8 [T, H, W, 3], T >= frames, with their static and transient names -> Clips.
-    Names become rows in the order of their first appearance. The list is emptied on the way, so that no clip
-    is held twice. Raises DataError for an empty list."""
+    Names become rows in the order of their first appearance. rates: frames a second of the clips, or None. The
+    list is emptied on the way, so that no clip is held twice. Raises DataError for an empty list."""
     if not clips:
         raise DataError(f"{source}: no usable clip: nothing was written")
     length = np.array([len(clip) for clip in clips], np.int64)
@@ -136,7 +150,12 @@ def from_clips(clips, frames, names, static, transient, source, kind):
     videos = full.reshape(-1, frames, *full.shape[1:]) if same else full[begin[:, None] + np.arange(frames)]
     rows = [list(dict.fromkeys(names)) for names in (static, transient)]
     ids = [np.array([row.index(name) for name in names]) for row, names in zip(rows, (static, transient))]
-    return Clips(videos, *ids, *rows, list(names), source, kind, full, length)
+    known = [rate for rate in rates if rate]
+    low, high = min(known, default=0), max(known, default=0)
+    if high > 1.02 * low:
+        print(f"{low:.3g} to {high:.3g} frames a second: --fps F makes them one")
+    fps = round(float(np.mean(known)), 3) if known and high <= 1.02 * low else 0.0
+    return Clips(videos, *ids, *rows, list(names), source, kind, fps, full=full, length=length)
 
 def write_beside(path, write):
     """Write a file whole or not at all: write(temporary path, of the same suffix), flush to disk, rename.
@@ -163,16 +182,28 @@ def save(clips, path):
     arrays = dict(vars(clips))
     if len(clips.full) == clips.videos.shape[0] * clips.videos.shape[1]:
         del arrays["full"], arrays["length"]
-    write_beside(path, lambda temporary: np.savez_compressed(temporary, allow_pickle=False, **arrays))
+
+    def write(temporary):
+        # As np.savez_compressed, but a fast compression: video frames hardly gain by more.
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=4) as archive:
+            for key, array in arrays.items():
+                with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+    write_beside(path, write)
 
 def read_arrays(path):
-    """Yield (key, array) of an npz, nothing unpickled. Raises DataError for a large array."""
+    """Yield (key, array) of an npz, or (stem, array) of an npy, nothing unpickled. DataError for large ones."""
+    if str(path).lower().endswith(".npy"):
+        yield Path(path).stem, np.load(path, mmap_mode="r", allow_pickle=False)
+        return
     with np.load(path, allow_pickle=False) as archive:
         members = {info.filename: info for info in archive.zip.infolist() if info.filename.endswith(".npy")}
+        total = 0
         for info in members.values():
             key = info.filename.removesuffix(".npy")
+            total += info.file_size
             most = MAX_SET + 4096 if key in ("videos", "full") else MAX_CLIP
-            if info.file_size > most:
+            if info.file_size > most or total > 2 * MAX_SET:
                 raise DataError(f"key {printable(key)!r} unpacks to {info.file_size} bytes: split the set")
             yield key, archive[key]
 
@@ -211,7 +242,9 @@ def load(path):
         for key in ("static_names", "transient_names", "names"):
             arrays[key] = [printable(name, 1000) for name in arrays[key]]
         arrays["source"] = printable(arrays["source"], 200)
-        return Clips(**{key: arrays[key] for key in expected}, kind=printable(arrays.get("kind", "")))
+        arrays["kind"], arrays["how"] = (printable(arrays.get(key, ""), 2000) for key in ("kind", "how"))
+        arrays["fps"] = float(arrays.get("fps", 0))
+        return Clips(**{key: arrays[key] for key in (*expected, "kind", "fps", "how")})
 
 # ---- A run's folder --------------------------------------------------------------------------------------
 RUN_FILES = ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "curve*.png", "reconstructions*",
@@ -325,15 +358,19 @@ def chart(path, seconds, panels):
         draw.line(list(zip(xs, ys)), (31, 119, 180), 2)
     write_beside(path, image.save)
 
-# ---- Clips in: pictures, strips, folders of frames, videos -----------------------------------------------
-def crop_resize(image, size=None, crop=True, share=1.0):
+# ---- Clips in: pictures, strips, folders of frames, arrays -----------------------------------------------
+def crop_resize(image, size=None, crop=True, share=1.0, aspect=1.0):
     """A PIL RGB image -> uint8 [size, size, 3], by an antialiased bicubic filter.
     Taken is the largest centred square, or that share of its side; without `crop` all of the picture. Without
-    a size the picture stays as it is."""
+    a size the picture stays as it is. aspect: width of a pixel by its height."""
+    wide, high = image.size
     if size is None:
-        return np.asarray(image)
-    square = (size, size)
-    return np.asarray(ImageOps.fit(image, square, bleed=(1 - share) / 2) if crop else image.resize(square))
+        return np.asarray(image if aspect == 1 else image.resize((round(wide * aspect), high)))
+    if not crop:
+        return np.asarray(image.resize((size, size)))
+    side = share * min(wide * aspect, high)
+    left, top = (wide - side / aspect) / 2, (high - side) / 2
+    return np.asarray(image.resize((size, size), box=(left, top, wide - left, high - top)))
 
 def to_rgb(image):
     """A picture that PIL has opened -> RGB, upright (EXIF), transparent parts on white. Raises DataError."""
@@ -347,42 +384,54 @@ def to_rgb(image):
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")
 
-def clip_frames(source, skipped):
-    """Yield (PIL RGB image, second at which it disappears or None if unknown, its name) of every frame."""
+def open_rgb(path):
+    with reading(ascii(os.path.basename(path))), Image.open(path, formats=DECODERS) as picture:
+        return to_rgb(picture)
+
+def clip_frames(source, notes, trust, threads):
+    """Yield every frame of a path, of the bytes of a file, or of an array [T, H, W, 3], as (show, seconds,
+    stop): show(fit) gives fit(PIL RGB image, aspect=...), an array; a frame usually stays for `seconds` and
+    disappears at second `stop`, both None where nothing tells. trust: as read_video."""
     if isinstance(source, np.ndarray):
         for frame in source:
-            yield Image.fromarray(frame), None, "a frame"
+            yield lambda fit: fit(Image.fromarray(frame)), None, None
     elif isinstance(source, bytes):
-        yield from file_frames(io.BytesIO(source))
+        yield from file_frames(io.BytesIO(source), notes, trust, threads)
     elif os.path.isdir(source):
-        for entry in listing(source, STILL, skipped):
-            if entry.is_file():
-                with reading(ascii(entry.name)), Image.open(entry.path, formats=DECODERS) as picture:
-                    image = to_rgb(picture)
-                yield image, None, ascii(entry.name)
+        paths = [entry.path for entry in listing(source, STILL, notes) if entry.is_file()]
+        check_one_series(paths)
+        for path in paths:
+            yield lambda fit: fit(open_rgb(path)), None, None
     elif os.path.isfile(source):
         with open(source, "rb") as file:
-            yield from file_frames(file)
+            yield from file_frames(file, notes, trust, threads)
     else:
         raise DataError("no file of that name, or no regular file")
 
-def file_frames(file):
+def check_one_series(paths):
+    """Raises DataError if the names are of two series, as 0001.png and 0001_mask.png."""
+    series = collections.Counter(NUMBER.sub("#", Path(path).stem) for path in paths)
+    several = [name for name, count in series.items() if count > 1]
+    if len(several) > 1:
+        raise DataError(f"frames of two series, {several[0]} and {several[1]}: move the frames of one away")
+
+def file_frames(file, notes, trust, threads):
     """The frames of an open file: a moving picture, a strip of squares or a video, as its bytes say."""
     try:
         image = Image.open(file, formats=DECODERS)
     except UnidentifiedImageError:
         file.seek(0)
-        yield from video_frames(file)
+        yield from video_frames(file, notes, trust, threads)
         return
     if getattr(image, "is_animated", False):
-        second = 0.0
+        stop = 0.0
         # An APNG's picture for old viewers is no frame.
-        first = 1 if image.info.get("default_image") else 0
-        for index in range(first, image.n_frames):
+        for index in range(1 if image.info.get("default_image") else 0, image.n_frames):
             image.seek(index)
-            frame = to_rgb(image)
-            second += (image.info.get("duration") or 100) / 1000
-            yield frame, second, f"frame {index - first}"
+            frame = to_rgb(image)  # before the duration: a WebP tells it once it is decoded
+            seconds = (image.info.get("duration") or 100) / 1000
+            stop += seconds
+            yield lambda fit: fit(frame), seconds, stop
         return
     strip = to_rgb(image)
     wide, high = strip.size
@@ -391,151 +440,322 @@ def file_frames(file):
         raise DataError(f"one picture of {wide} x {high}, neither a clip nor a strip of squares")
     for y in range(0, high, side):
         for x in range(0, wide, side):
-            yield strip.crop((x, y, x + side, y + side)), None, "a square"
+            yield lambda fit: fit(strip.crop((x, y, x + side, y + side))), None, None
 
-def video_frames(file):
-    """Frames of a video of any codec that FFmpeg decodes, upright. DataError, also for a file cut short."""
-    import av  # 100 MB of decoders: only for a video
-
-    with av.open(file, options=dict(format_whitelist=CONTAINERS)) as container:
-        stream = next(iter(container.streams.video), None)
-        if stream is None or stream.width * stream.height > MAX_PIXELS:
-            raise DataError(f"holds no pictures, or pictures of over {MAX_PIXELS} pixels: scale them down")
-        rate = float(stream.average_rate or 25)
-        # Only an AVI's header counts all frames; edit lists of others may hide some.
-        promised = stream.frames if container.format.name == "avi" else 0
-        held = shown = 0
-        try:
-            for packet in container.demux(stream):
-                held += packet.size > 0 and not packet.is_corrupt
-                for frame in packet.decode():
-                    now = shown / rate if frame.time is None else frame.time
-                    if shown:
-                        # A frame disappears when the next frame comes.
-                        yield image, now - begin, f"frame {shown - 1}"
-                    else:
-                        begin = now
-                    image = frame.to_image().rotate(frame.rotation, expand=True)
-                    shown += 1
-        except av.FFmpegError:
-            promised = max(promised, held + 1)
-        if shown and not promised:
-            # By time: that of the pictures, or that of the file, in which the sound may run on.
-            lasts = stream.duration and stream.duration * stream.time_base
-            lasts = float(lasts or (container.duration or 0) / 1e6)
-            promised = int(0.95 * held * lasts / (now - begin + 1 / rate))
-        if held < promised:
-            raise DataError(f"promises {promised} frames, holds {held}: cut short? fetch it again")
-        if shown:
-            yield image, now - begin + 1 / rate, f"frame {shown - 1}"
+# A number within a name: a sign unless the dash joins words, the digits, and a decimal fraction.
+NUMBER = re.compile("((?<![0-9A-Za-z])-)?([0-9]+)([.][0-9]+)?")
 
 def natural_key(name):
-    """Sorts frame2 before frame10: a longer number, without leading zeros, comes later."""
-    parts = re.split("0*([0-9]+)", str(name))
-    return [(len(part), part) if k % 2 else part for k, part in enumerate(parts)]
+    """Sorts frame2 before frame10, 0.05 before 0.1, and -2 before -1."""
+    parts = NUMBER.split(str(name))  # text, sign, digits, fraction, text, ...
+    key = []
+    for text, sign, digits, fraction in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4]):
+        digits = digits.lstrip("0")
+        number = (len(digits), digits, fraction or "")
+        if sign:  # the larger, the earlier
+            reverse = str.maketrans("0123456789", "9876543210")
+            number = (-len(digits), digits.translate(reverse), (fraction or "").translate(reverse) + "~")
+        key.append((text, not sign, number))
+    return [*key, (parts[-1],)]
 
-def listing(folder, suffixes, skipped):
+def listing(folder, suffixes, notes):
     """The folders of a folder, and its files with one of the suffixes, in natural order. Raises OSError."""
     found = []
     for entry in sorted(os.scandir(folder), key=lambda entry: natural_key(entry.name)):
         if entry.is_symlink():
-            count_skipped(skipped, "a link, which is not followed", entry.path)
+            note(notes, "skipped", "a link, which is not followed", entry.path)
         elif entry.name.startswith(".") or not (entry.is_dir() or entry.name.lower().endswith(suffixes)):
-            count_skipped(skipped, "hidden, or no clip by its name", entry.path)
+            note(notes, "skipped", "hidden, or no clip by its name", entry.path)
         else:
             found.append(entry)
     return found
 
-def read_clip(source, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, fps=None, skipped=None):
-    """One clip -> uint8 [T, H, W, 3], least <= T <= most; frames after `most` are not decoded. DataError.
-    source: a path (video, GIF, animated PNG or WebP, strip, folder of frames), the bytes of a file, or an
-    array [T, H, W, 3]. size, crop: as crop_resize. every: keep each `every`-th frame. fps: keep so many of a
-    second of the clip's own time. skipped: counts the files of a folder that are no frames."""
-    video = []
-    name_in_error = "" if isinstance(source, (bytes, np.ndarray)) else source
-    with reading(name_in_error):
-        frames = clip_frames(source, {} if skipped is None else skipped)
-        for image, second, name in itertools.islice(frames, 0, None, every):
-            if not video:
-                wide, high = image.size
-            if image.size != (wide, high):
-                size = f"{image.width} x {image.height}"
-                raise DataError(f"{name} is {size}, the frames before it {wide} x {high}")
-            if fps and second is None:
-                raise DataError("has no times, so --fps says nothing: use --every")
-            # With fps, the clip is seen at 0, 1 / fps, ... seconds: a frame once, several times, or never.
-            times = math.ceil(second * fps - 1e-6) - len(video) if fps else 1
-            video += [crop_resize(image, size, crop)] * min(times, most)
-            if video and video[0].nbytes * len(video) > MAX_CLIP:
-                raise DataError(f"over {MAX_CLIP} bytes once decoded: a shorter clip is needed")
-            if len(video) >= most:
+def read_clip(source, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, fps=None, notes=None, threads=0):
+    """A clip -> uint8 [T, H, W, 3], least <= T <= most, and its frames a second, None if nothing tells.
+    source: a path (video, GIF, animated PNG, WebP or AVIF, strip, folder of frames), the bytes of a file, or
+    an array [T, H, W, 3]. size, crop: as crop_resize. every: keep each `every`-th frame. fps: keep so many of a
+    second of the clip's own time. notes: as `note`. threads: of a video's decoder, 0 for all cores. Frames
+    after `most` are not decoded, and frames that are not kept do not become RGB. Raises DataError."""
+    notes = [] if notes is None else notes
+    with reading("" if isinstance(source, (bytes, np.ndarray)) or callable(source) else source):
+        source = source() if callable(source) else source
+        for trust in (True, False) if fps else (False,):
+            with contextlib.suppress(TimesRunBackwards):  # then a frame stays as long as another
+                frames = clip_frames(source, notes, trust, threads)
+                video, rate = keep_frames(frames, most, size, crop, every, fps)
                 break
         if len(video) < least:
-            raise DataError(f"fewer than {least} frames: {len(video)} (GIFs merge equals: --fps counts time)")
-    return np.stack(video[:most])
+            gif = " (a GIF merges equal frames: --fps counts time)" if str(source).lower().endswith(".gif") else ""
+            raise DataError(f"fewer than {least} frames: {len(video)}{gif}")
+    return np.stack(video), rate
 
-def array_clips(path, skipped):
-    """Yield (name, uint8 [T, H, W, 3]) for the arrays of an npz, which hold a clip or K clips."""
-    for key, array in read_arrays(path):
-        if array.dtype != np.uint8 or array.ndim not in (4, 5) or array.shape[-1] != 3 or array.size == 0:
-            count_skipped(skipped, "no uint8 array [(K,) T, H, W, 3]", f"{key}: {array.dtype} {array.shape}")
-        elif array.ndim == 5:
-            yield from ((f"{key}{k:04d}", clip) for k, clip in enumerate(array))
-        elif key != "full":  # of a prepared set: its videos once more
-            yield key, array
+def keep_frames(frames, most, size, crop, every, fps):
+    """Frames of clip_frames -> those that read_clip keeps, and how many of them a second has, or None."""
+    video = []
+    first = None
+    def fit(image, aspect=1.0):
+        nonlocal first
+        first = first or image.size
+        if image.size != first:
+            raise DataError(f"frame {number} is %d x %d, the frames before it %d x %d" % (*image.size, *first))
+        return crop_resize(image, size, crop, aspect=aspect)
+    for number, (show, seconds, stop) in enumerate(frames):
+        times = 0 if number % every else 1
+        if fps and stop is None:
+            raise DataError("has no times, so --fps says nothing: use --every")
+        if fps:
+            # The clip is looked at every 1 / fps seconds, from the middle of the first frame or of the first
+            # 1 / fps seconds on: never at the edge between two frames.
+            times = math.ceil(stop * fps - min(1, seconds * fps) / 2) - len(video)
+        if times > 0:
+            video += [show(fit)] * min(times, most - len(video))
+        if video and video[0].nbytes * len(video) > MAX_CLIP:
+            raise DataError(f"over {MAX_CLIP} bytes once decoded: a shorter clip is needed")
+        if len(video) == most:
+            break
+    rate = (number + 1) / stop / every if video and stop else None
+    return video, fps or rate
 
-def read_clips(path, skipped, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, fps=None):
-    """The clips of a folder, or of an npz of arrays [T, H, W, 3] or [K, T, H, W, 3] -> {name: [T, H, W, 3]}.
-    uint8, least <= T; a longer clip is cut after `most`. Files and frames that are left out are counted in
-    `skipped`. The other arguments: as read_clip. Raises DataError if the path itself cannot be read."""
-    if os.path.isdir(path):
-        found = listing(path, STILL + MOVING, skipped)
-        sources = [(entry.name if entry.is_dir() else Path(entry.name).stem, entry.path) for entry in found]
-    elif os.path.isfile(path) and str(path).lower().endswith(".npz"):
-        with reading(path, "not a whole npz"):
-            sources = list(array_clips(path, skipped))
+# ---- Videos: docs/videos.md says what containers tell and hide -------------------------------------------
+class TimesRunBackwards(Exception):
+    """A frame's time is not after that of the frame before it."""
+
+def video_frames(file, notes, trust, threads):
+    """The frames of a video of any codec that FFmpeg decodes, as clip_frames yields them. Raises DataError,
+    also for a file cut short, and TimesRunBackwards if `trust` is put into the times of frames."""
+    import av  # 100 MB of decoders: only for a video
+
+    # PyAV 19 has no metadata_errors: it always replaces.
+    options = dict(metadata_errors="replace") if int(av.__version__.split(".")[0]) < 19 else {}
+    with av.open(file, options=dict(format_whitelist=CONTAINERS), **options) as container:
+        stream = best_stream(container)
+        decoder = stream.codec_context
+        if stream.metadata.get("alpha_mode") == "1" and decoder.name in ALPHA_DECODERS:
+            decoder = av.CodecContext.create(ALPHA_DECODERS[decoder.name], "r")
+        decoder.thread_type = "AUTO"
+        decoder.thread_count = threads
+        reformatter = av.video.reformatter.VideoReformatter()  # one for all frames: each has its set-up
+        average, guess = float(stream.average_rate or 0), float(stream.guessed_rate or 25)
+        rate = guess if not average or 0.9 * average <= guess <= 3 * average else average
+        is_avi = container.format.name == "avi"
+        trust = trust and container.format.name != "mpegvideo"  # a stream without a container has no times
+        slots = []  # the ticks of an AVI that hold a picture: it tells no other times
+        end = 0.0  # of all packets, in seconds
+        shown, tick, now, show = 0, 0, 0.0, None
+        for packet in container.demux():
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream is not stream or packet.size == 0 and packet.dts is not None:
+                continue
+            slots += [packet.dts] if packet.size and not packet.is_corrupt else []
+            try:
+                frames = decoder.decode(packet if packet.size else None)
+            except av.FFmpegError as error:
+                # A broadcast starts within a group of pictures: what refers to pictures before it is lost.
+                if shown:
+                    check_whole(container, stream, slots, end, rate)
+                    raise DataError(f"damaged after frame {shown}: fetch it again") from error
+                frames = []
+            for frame in frames:
+                before, now = now, shown / rate
+                if is_avi:
+                    now = float(slots[min(shown, len(slots) - 1)] * stream.time_base)
+                elif trust and frame.pts is not None:
+                    now = float(frame.pts * stream.time_base)
+                if shown == 0:
+                    begin = now
+                    if frame.color_trc in (HLG, PQ):
+                        note(notes, "toned", "from HDR to SDR", getattr(file, "name", "a film"))
+                elif trust and now <= before and not is_avi:
+                    raise TimesRunBackwards
+                else:
+                    # Times are rounded to milliseconds, or jitter: a frame comes at a multiple of 1 / rate.
+                    tick = max(tick + 1, round((now - begin) * rate))
+                    yield show, 1 / rate, tick / rate
+                show = partial(show_frame, frame, reformatter, stream.sample_aspect_ratio or 1)
+                shown += 1
+        check_whole(container, stream, slots, end, rate)
+        if shown:
+            yield show, 1 / rate, (tick + 1) / rate
+
+def best_stream(container):
+    """The stream that ffmpeg would take: the largest, a default stream before others, no cover. DataError."""
+    from av.stream import Disposition
+
+    def weight(stream):
+        return stream.width * stream.height + 5_000_000 * bool(stream.disposition & Disposition.default)
+    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    stream = max(films, key=weight, default=None)
+    if stream is None or stream.width * stream.height > MAX_PIXELS:
+        raise DataError(f"holds no pictures, or pictures of over {MAX_PIXELS} pixels: scale them down")
+    return stream
+
+def check_whole(container, stream, slots, end, rate):
+    """Raises DataError if a header promises more than the file holds; a sound may run on, or pictures pause."""
+    if container.format.name == "avi":
+        held = slots[-1] + 1 if slots else 0
+        if held < stream.frames < 1 << 30:  # a film that was never finished promises 2^30
+            raise DataError(f"promises {stream.frames} frames, holds {len(slots)}: cut short? fetch it again")
+    elif container.duration and not container.format.name.startswith("mpeg"):  # which estimates it
+        lasts = container.duration / 1e6
+        if end < 0.95 * lasts - 1 / rate:
+            raise DataError(f"promises {lasts:.2f} s, holds {end:.2f} s: cut short? fetch it again")
+
+def show_frame(frame, reformatter, aspect, fit):
+    """A frame of PyAV -> fit(PIL RGB image, aspect): upright, transparent parts on white, in SDR."""
+    if frame.colorspace == UNSPECIFIED and frame.height >= 720:  # as players take it
+        frame.colorspace = BT709
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    mode = "RGBA" if has_alpha else "RGB"
+    frame = reformatter.reformat(frame, format="rgba" if has_alpha else "rgb24", threads=1)
+    plane = frame.planes[0]
+    size, line = (frame.width, frame.height), plane.line_size
+    if frame.interlaced_frame:  # every other line: the other field is of another moment
+        size, line, aspect = (frame.width, frame.height // 2), 2 * line, aspect / 2
+    image = Image.frombuffer(mode, size, plane, "raw", mode, line, 1)
+    image = to_rgb(image) if has_alpha else image
+    # The matrix maps x, y to a x + c y, b x + d y.
+    matrices = [bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+    a, b, _, c, d, *_ = np.frombuffer(matrices[0], np.int32).tolist() if matrices else (1, 0, 0, 0, 1)
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        image, aspect, a, d = image.transpose(Image.Transpose.TRANSPOSE), 1 / aspect, c, b
+    image = ImageOps.mirror(image) if a < 0 else image
+    image = ImageOps.flip(image) if d < 0 else image
+    picture = fit(image, aspect=float(aspect))
+    return to_sdr(picture, frame.color_trc) if frame.color_trc in (HLG, PQ) else picture
+
+def to_sdr(picture, transfer):
+    """HLG or PQ of BT.2020, uint8 [H, W, 3] -> sRGB (BT.2100, BT.2408: diffuse white is 75 % HLG, 203 nits)."""
+    v = picture / 255
+    if transfer == HLG:
+        light = np.where(v <= 0.5, v ** 2 / 3, (np.exp((v - 0.55991073) / 0.17883277) + 0.28466892) / 12) / 0.265
     else:
-        raise DataError(f"{printable(path)}: {looks_like(str(path))}")
-    if size:
-        most = min(most, MAX_SET // (max(1, len(sources)) * 3 * size ** 2))
+        p = v ** (1 / 78.84375)
+        light = 10000 / 203 * (np.maximum(p - 0.8359375, 0) / (18.8515625 - 18.6875 * p)) ** (1 / 0.1593017578125)
+    to_709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
+    light = (light @ to_709.T).clip(0, 1)
+    srgb = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return (255 * srgb).round().astype(np.uint8)
+
+# ---- Many clips: trees of folders, and arrays ------------------------------------------------------------
+def find_clips(path, notes, above=""):
+    """Yield (name, path) of the clips of a path: a file, a folder of frames, or a folder of such files and
+    folders at any depth. A clip within a folder is named folder_clip. Raises OSError."""
+    entries = listing(path, STILL + MOVING, notes) if os.path.isdir(path) else []
+    if not entries or is_frames(entries, above):
+        yield above or Path(path).stem, str(path)
+        return
+    for entry in entries:
+        name = entry.name if entry.is_dir() else Path(entry.name).stem
+        name = f"{above}_{name}" if above else name
+        yield from find_clips(entry.path, notes, name) if entry.is_dir() else [(name, entry.path)]
+
+def is_frames(entries, above):
+    """Whether the entries of a folder are frames: stills, and at the top of a tree no strips."""
+    if not all(entry.is_file() and entry.name.lower().endswith(STILL) for entry in entries):
+        return False
+    with contextlib.suppress(Exception), Image.open(entries[0].path, formats=DECODERS) as first:
+        wide, high = sorted(first.size)
+        is_clip = getattr(first, "is_animated", False) or high > wide and high % wide == 0
+        return bool(above) or not is_clip and len(entries) > 1
+    return bool(above)
+
+def array_clips(path, axes, notes):
+    """Yield (name, a function that gives uint8 [T, H, W, 3]) for the clips in the arrays of an .npy or .npz:
+    uint8, or floats in [0, 1] or [-1, 1]. axes: their letters of N T H W C, as NTHWC or TNHW; None: a guess."""
+    arrays = dict(read_arrays(path))
+    names = arrays["names"].tolist() if {"videos", "names"} <= arrays.keys() else None
+    for key, array in ({"videos": arrays["videos"]} if names else arrays).items():
+        order = axes or guess_axes(array.shape)
+        low, high = (array.min(), array.max()) if array.size and array.dtype.kind == "f" else (0, 255)
+        is_clip = set("THW") <= set(order) <= set("NTHWC") and len(order) == len(set(order)) == array.ndim
+        if not is_clip or array.dtype != np.uint8 and not -1 <= low <= high <= 1 or array.size == 0:
+            note(notes, "skipped", "clips are uint8 or floats in [-1, 1]; --axes names the axes, as NTHWC or TNHW",
+                 f"{key}: {array.dtype} {array.shape}")
+            continue
+        array = array.transpose([order.index(letter) for letter in "NTHWC" if letter in order])
+        array = array if "N" in order else array[None]
+        array = array if "C" in order else array[..., None]
+        if array.dtype != np.uint8 or order not in ("NTHWC", "THWC"):
+            kind = "uint8" if array.dtype == np.uint8 else "floats in [0, 1]" if low >= 0 else "floats in [-1, 1]"
+            note(notes, "read", f"as {order}, {kind}", f"{key} {array.shape}")
+        if array.shape[1] > MAX_FRAMES or array.shape[-1] not in (1, 3):
+            raise DataError(f"{key}: {array.shape} as N, T, H, W, C: --axes names the axes, as TNHW")
+        for k, clip in enumerate(array):
+            name = names[k] if names else f"{key}{k:04d}" if "N" in order else key
+            yield str(name), partial(to_bytes, clip, low)
+
+def guess_axes(shape):
+    """The letters of an array's axes, "" for none: channels are the last axis or the axis before H, W."""
+    last = len(shape) > 3 and shape[-1] in (1, 3)
+    before = len(shape) > 3 and shape[-3] in (1, 3)
+    return {3: "THW", 4: "THWC" if last else "TCHW" if before else "NTHW",
+            5: "NTHWC" if last else "NTCHW" if before else ""}.get(len(shape), "")
+
+def to_bytes(clip, low):
+    """uint8 or float [T, H, W, 1 or 3], from -1 on if `low` is negative -> uint8 [T, H, W, 3]."""
+    if clip.dtype != np.uint8:
+        clip = (255 * (clip if low >= 0 else (clip + 1) / 2)).round().astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(clip, (*clip.shape[:3], 3)))
+
+def in_parallel(call, jobs, workers):
+    """Yield (job, the function that gives or raises call(*job)) in order, `workers` at a time."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = collections.deque()
+        for job in jobs:
+            waiting.append((job, pool.submit(call, *job).result))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft()
+        yield from waiting
+
+def read_clips(paths, notes, least=1, most=MAX_FRAMES, workers=1, axes=None, **how):
+    """The clips of files, folders, .npy and .npz -> {name: uint8 [T, H, W, 3]}, and {name: frames a second}.
+    least <= T; a longer clip is cut after `most`. how: size, crop, every and fps of read_clip. notes: as `note`.
+    Raises DataError if a path cannot be read at all."""
+    jobs = []
+    for path in paths:
+        if str(path).lower().endswith((".npy", ".npz")) and os.path.isfile(path):
+            with reading(path, "not a whole npy or npz"):
+                jobs += array_clips(path, axes, notes)
+        elif os.path.isdir(path) or str(path).lower().endswith(STILL + MOVING) and os.path.isfile(path):
+            jobs += find_clips(path, notes)
+        else:
+            raise DataError(f"{printable(path)}: neither clips nor a folder of clips: unpack an archive first")
+    if how.get("size"):
+        most = min(most, MAX_SET // (max(1, len(jobs)) * 3 * how["size"] ** 2))
     if most < least:
-        raise DataError(f"{len(sources)} clips: {most} frames of each fit in or are kept, {least} are needed")
-    clips = {}
+        raise DataError(f"{len(jobs)} clips: {most} frames of each fit in or are kept, {least} are needed")
+
+    def read(name, source):
+        own_notes = []
+        return read_clip(source, least, most + 1, notes=own_notes, threads=1 if workers > 1 else 0, **how), own_notes
+    clips, rates = {}, {}
     progress = Progress("reading")
-    for index, (name, source) in enumerate(sources):
-        with reading(source if isinstance(source, str) else name, skipped=skipped):
+    for done, ((name, source), result) in enumerate(in_parallel(read, jobs, workers), 1):
+        with reading(name if callable(source) else source, notes=notes):
+            (clip, rate), own_notes = result()
+            notes += own_notes
             if name in clips:
                 raise DataError("two clips of one name")
-            clip = read_clip(source, least, most + 1, size, crop, every, fps, skipped)
             if len(clip) > most:
-                count_skipped(skipped, f"frames after the first {most} (--keep-frames keeps more)", name)
-            clips[name] = clip[:most]
-        progress(index + 1, len(sources))
-    return clips
+                note(notes, "cut", f"to the first {most} frames (--keep-frames keeps more)", name)
+            clips[name], rates[name] = clip[:most], rate
+        progress(done, len(jobs))
+    return clips, rates
 
-def looks_like(path):
-    """A guess at a path without clips, and the command that would serve."""
-    if os.path.isfile(path) and path.lower().endswith(STILL + MOVING):
-        return "one clip, not a folder of clips: put it into a folder of its own, and give that folder"
-    if not os.path.isdir(path):
-        return "neither a folder nor an npz with clips in it: unpack an archive first, give its folder"
-    inside = listing(path, STILL + MOVING, {})
-    if len(inside) > 1 and all(entry.name.lower().endswith(STILL) for entry in inside):
-        return f"looks like the frames of one clip: give the folder {printable(Path(path).resolve().parent)}"
-    if any(entry.is_dir() for entry in inside):
-        return f"its clips seem to lie a level deeper: give a folder inside, as {printable(inside[0].path)}"
-    return "no usable clip"
+def note(notes, verb, reason, name):
+    """Record a clip or file that was skipped, cut, read or toned in a certain way."""
+    notes.append((verb, reason, printable(name)))
 
-def count_skipped(skipped, reason, name):
-    """Record a skipped file in {kind: (reason, names)}. Reasons that differ only in numbers or quoted names
-    are of a kind and counted together."""
-    kind = re.sub(r"<[^<>]*>|0x[0-9a-fA-F]+|'[^']*'|[0-9]+", "..", reason)
-    skipped.setdefault(kind, (reason, []))[1].append(printable(name))
-
-def report_skipped(skipped):
-    """Print how many files were left out, why (in the words of the first), and the first names."""
-    for reason, names in skipped.values():
-        print(f"skipped {len(names)}: {reason}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+def report(notes):
+    """Print notes: how many, in the words of the first, and the first names. Reasons that differ only in
+    numbers or quoted names are counted together."""
+    groups = {}
+    for verb, reason, name in notes:
+        kind = re.sub(r"<[^<>]*>|0x[0-9a-fA-F]+|'[^']*'|[0-9]+", "..", reason)
+        groups.setdefault((verb, kind), (reason, []))[1].append(name)
+    for (verb, _), (reason, names) in groups.items():
+        print(f"{verb} {len(names)}: {reason}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
 
 # ---- Clips for nav.py: which clips, and which of their frames --------------------------------------------
 def data_path(dataset):
@@ -721,17 +941,17 @@ class SmallHeaders(tarfile.TarInfo):
             raise tarfile.ReadError(f"a member of {info.size} bytes, which no set has")
         return info
 
-def members(source, skipped):
+def members(source, notes):
     """Yield (name, read) of every regular file in a folder, zip or tar (a Path), or in a tar (an address).
     read() gives the bytes, at most MAX_FILE, and is valid until the next member is asked for. Nothing is
     written under a member's name and no link is followed, so no name leads anywhere. Of a damaged archive,
     all before the damage is read. Raises OSError."""
     def is_usable(name, is_regular, size):
         if not is_regular or size > MAX_FILE:
-            count_skipped(skipped, f"a link or another special member, or over {MAX_FILE} bytes", name)
+            note(notes, "skipped", f"a link or another special member, or over {MAX_FILE} bytes", name)
         return is_regular and size <= MAX_FILE
     is_path = isinstance(source, Path)
-    with reading(source, "the rest of the archive is damaged", skipped):
+    with reading(source, "the rest of the archive is damaged", notes):
         if is_path and source.is_dir():
             for path in sorted(source.rglob("*"), key=natural_key):
                 is_link = path.is_symlink()
@@ -755,7 +975,7 @@ def members(source, skipped):
                 if not info.isdir() and is_usable(info.name, info.isreg(), info.size):
                     yield info.name, lambda: archive.extractfile(info).read()
 
-# ---- The sets: a function for each command, (options, skipped) -> Clips ----------------------------------
+# ---- The sets: a function for each command, (options, notes) -> Clips ----------------------------------
 CHAIR = "https://www.di.ens.fr/willow/research/seeing3Dchairs/data/rendered_chairs.tar"
 WEIZMANN = "http://www.wisdom.weizmann.ac.il/~vision/VideoAnalysis/Demos/SpaceTimeActions/DB/"
 GOLF = "http://data.csail.mit.edu/videogan/golf.tar.bz2"
@@ -765,30 +985,37 @@ RENDER = re.compile(r"(?:.*/)?([^/]+)/renders/image_([0-9]{1,9})_p([0-9]{1,9})_t
 FILM = re.compile(rf"(?:.*/)?([a-z]+)_({'|'.join(ACTIONS)})([12]?)\.avi", re.IGNORECASE)
 STRIP = re.compile(r"^.*frames-stable-many/|\.\w+$")  # the parts of a golf strip's path around its name
 
-def chair(options, skipped):
+def chair(options, notes):
     """'Seeing 3D Chairs' (Sec. 4.1, Appendix A).
     A model has 31 views at each of two elevations. Its four sequences are, at either elevation, 16 views from
     the first on, and 16 from half a turn later on, over the end of the circle. 820 models are drawn with the
     seed. Clips come sequence by sequence, first the lower elevation's first half; --clips cuts them."""
     source = download_if_url(options.source or CHAIR, options)
     views = {}  # {model: {elevation: its views}}: a first pass reads the names alone
-    for total, (name, _) in enumerate(members(source, {}), 1):
+    for total, (name, _) in enumerate(members(source, []), 1):
         if match := RENDER.fullmatch(name):
             views.setdefault(match[1], {}).setdefault(int(match[3]), set()).add(match[2])
     views = {model: dict(sorted(views[model].items())[:2]) for model in sorted(views)}
     usable = [model for model in views if max(map(len, views[model].values())) >= options.frames]
     for model in views.keys() - set(usable):
-        count_skipped(skipped, f"a model with fewer than {options.frames} renders", model)
+        note(notes, "skipped", f"a model with fewer than {options.frames} renders", model)
     drawn = [usable[k] for k in np.random.default_rng(options.seed).permutation(len(usable))[:CHAIRS]]
     turns = {(model, elevation): {} for model in drawn for elevation in views[model]}  # {view: its picture}
+
+    def renders():
+        for name, read in members(source, notes):
+            match = RENDER.fullmatch(name)
+            if match and (match[1], int(match[3])) in turns:
+                with reading(name, notes=notes):
+                    yield match, read()
+
+    def resize(match, data):
+        picture = to_rgb(Image.open(io.BytesIO(data), formats=DECODERS))
+        return crop_resize(picture, options.size, share=2 / 3)
     progress = Progress("resizing files")
-    for done, (name, read) in enumerate(members(source, skipped)):
-        match = RENDER.fullmatch(name)
-        turn = match and turns.get((match[1], int(match[3])))
-        if turn is not None:
-            with reading(name, skipped=skipped):
-                picture = to_rgb(Image.open(io.BytesIO(read()), formats=DECODERS))
-                turn[int(match[2])] = crop_resize(picture, options.size, share=2 / 3)
+    for done, ((match, _), result) in enumerate(in_parallel(resize, renders(), options.workers)):
+        with reading(match[0], notes=notes):
+            turns[match[1], int(match[3])][int(match[2])] = result()
         progress(done, total)
     clips = {}  # {(kind of sequence, model): its pictures}
     for (model, elevation), turn in turns.items():
@@ -802,7 +1029,7 @@ def chair(options, skipped):
                       [f"{model} {kind}" for kind, model in zip(kinds, models)], models, kinds,
                       f"Seeing 3D Chairs, {options.source or CHAIR}", "chair")
 
-def weizmann(options, skipped):
+def weizmann(options, notes):
     """Weizmann's actions (Sec. 4.1, Appendix A): people x actions, whole films in `full`.
     Of a person's two films of an action (lena's run, skip, walk) the first is taken."""
     source = options.source or WEIZMANN
@@ -810,21 +1037,22 @@ def weizmann(options, skipped):
     addresses = [source] if is_whole else [f"{source.rstrip('/')}/{action}.zip" for action in ACTIONS]
     paths = [download_if_url(address, options) for address in addresses]
     paths += [zipped for path in paths if path.is_dir() for zipped in sorted(path.rglob("*.zip"))]
-    films = {}
-    for name, read in itertools.chain.from_iterable(members(path, skipped) for path in paths):
+    films, rates = {}, {}
+    for name, read in itertools.chain.from_iterable(members(path, notes) for path in paths):
         if match := FILM.fullmatch(name):
-            with reading(name, skipped=skipped):
+            with reading(name, notes=notes):
                 key = match[1].lower(), match[2].lower()
                 if match[3] == "2" or key in films:
                     raise DataError("a person's second film of an action")
-                films[key] = read_clip(read(), options.frames, size=options.size, crop=not options.no_crop)
+                films[key], rates[key] = read_clip(read(), options.frames, size=options.size,
+                                                   crop=not options.no_crop)
     keys = sorted(films)[: options.clips]
     source += ", not cropped" if options.no_crop else ""
     return from_clips([films.pop(key) for key in keys], options.frames, ["_".join(key) for key in keys],
                       [person for person, _ in keys], [action for _, action in keys],
-                      f"Weizmann actions, {source}", "weizmann")
+                      f"Weizmann actions, {source}", "weizmann", [rates[key] for key in keys])
 
-def golf(options, skipped):
+def golf(options, notes):
     """Golf scenes of 'Generating Videos with Scene Dynamics' (Sec. 4.1).
     Reading stops when there are enough clips, so the draw is made on the way: the seed tosses for every
     strip, one in four is taken, and one from each video (a folder) if the list has as many videos as clips
@@ -835,18 +1063,18 @@ def golf(options, skipped):
     one_each = listed is not None and len(set(map(video_of, listed))) >= options.clips
     clips, spare = {}, {}
     archive = source if "://" in source and not options.keep else download_if_url(source, options)
-    for path, read in members(archive, skipped):
+    for path, read in members(archive, notes):
         name = STRIP.sub("", path)
         if not path.lower().endswith((".jpg", ".jpeg", ".png")):
             continue
         toss = np.random.default_rng([options.seed, zlib.crc32(name.encode())]).random()
         is_second = one_each and video_of(name) in map(video_of, clips)
         take = clips if toss < 0.25 and not is_second else spare
-        with reading(name, skipped=skipped):
+        with reading(name, notes=notes):
             if listed is not None and name not in listed:
                 raise DataError("not in the list")
             if take is clips or len(spare) < options.clips:
-                take[name] = read_clip(read(), options.frames, options.frames, options.size)
+                take[name], _ = read_clip(read(), options.frames, options.frames, options.size)
         if len(clips) >= options.clips:
             break
     # Fill up, first with strips of videos that gave none.
@@ -869,22 +1097,40 @@ def golf_list(source):
         return print(f"no list, every strip counts: {printable(error, 200)}")
     return {STRIP.sub("", line.strip()) for line in text.decode("utf-8", "replace").splitlines()}
 
-def folder(options, skipped):
-    """Your own: a folder of videos, GIFs, strips or frame folders, or an npz of arrays."""
-    clips = read_clips(options.source, skipped, options.frames, options.keep_frames or 4 * options.frames,
-                       options.size, not options.no_crop, options.every, options.fps)
+LAST_UNDERSCORE = "(?P<static>.+)_(?P<transient>[^_]+)$"  # daria_wave1
+
+def folder(options, notes):
+    """Your own: files or folders of videos, GIFs, strips and frames, or .npy and .npz of arrays."""
+    clips, rates = read_clips(
+        options.source, notes, options.frames, options.keep_frames or 4 * options.frames, options.workers,
+        options.axes, size=options.size, crop=not options.no_crop, every=options.every, fps=options.fps)
+    pattern = options.pattern or (LAST_UNDERSCORE if options.grid else "(?P<static>.*)(?P<transient>)")
+    cells = {}  # {(static, transient): the name of their clip}
+    for name in clips:
+        match = re.search(pattern, name)
+        cell = (match["static"], match["transient"] if options.grid else name) if match else None
+        if cell is None or "" in cell:
+            note(notes, "skipped", "its name has no static and transient part as --grid or --pattern asks", name)
+        elif cell in cells:
+            note(notes, "skipped", "a second clip of its static and transient name", name)
+        else:
+            cells[cell] = name
+    if not cells:
+        raise DataError(f"{printable(' '.join(options.source))}: no usable clip")
     if options.grid:
-        for name in list(clips):
-            if not all(name.rpartition("_")[::2]):
-                count_skipped(skipped, "--grid reads static_transient, as daria_wave1, not this name", name)
-                del clips[name]
-    if not clips:
-        raise DataError(f"{printable(options.source)}: {looks_like(options.source)}")
-    names = [printable(name, 1000) for name in clips]
-    pairs = [name.rpartition("_")[::2] if options.grid else (name, name) for name in names]
-    source = f"clips of {printable(Path(options.source).resolve().name)}"
-    return from_clips([clips.pop(name) for name in list(clips)], options.frames, names,
-                      [static for static, _ in pairs], [transient for _, transient in pairs], source, "own")
+        axes = [list(dict.fromkeys(names)) for names in zip(*cells)]
+        for kind, names in zip(("static", "transient"), axes):
+            some = printable(", ".join(names[:6]) + (", ..." if len(names) > 6 else ""), 200)
+            print(f"{len(names)} {kind}: {some}")
+            if len(names) < 2:
+                raise DataError(f"--grid: all clips have the {kind} name {names[0]}; --pattern finds others")
+        print(f"{len(cells)} of {len(axes[0]) * len(axes[1])} cells are filled")
+    names = list(cells.values())
+    return from_clips([clips.pop(name) for name in names], options.frames, [printable(name, 1000) for name in names],
+                      [printable(static, 1000) for static, _ in cells],
+                      [printable(transient, 1000) for _, transient in cells],
+                      f"clips of {printable(Path(options.source[0]).resolve().name)}", "own",
+                      [rates[name] for name in names])
 
 def draw(options, _):
     """The drawn stand-ins, as a file."""
@@ -1176,16 +1422,20 @@ def parse(arguments):
     for prepare in (chair, weizmann, golf, folder, draw):
         command = prepare.__name__
         sub = commands.add_parser(command, help=prepare.__doc__.splitlines()[0], description=prepare.__doc__)
-        sub.set_defaults(prepare=prepare, source=None, clips=0, fetched=[])
+        sub.set_defaults(prepare=prepare, source=None, clips=0, fetched=[], grid=False, pattern=None)
         add = sub.add_argument
-        add("--frames", type=between(1, MAX_FRAMES), default=16, help="frames a clip (16)")
-        add("--size", type=between(8, 1024), default=64, help="side of a frame in pixels (64)")
+        add("--frames", type=between(MIN_FRAMES, MAX_FRAMES), default=16, help="frames a clip (16)")
+        add("--size", type=int, choices=SIDES, default=64, help="side of a frame in pixels (64)")
         add("--out", default="data", help="folder for NAME.npz and NAME.png (data)")
         add("--name", required=command == "folder", help="the set's name (the command's, or drawn_WHAT)")
         add("--force", action="store_true", help="redo a set that is already there")
         if command == "folder":
-            add("source", metavar="path")
+            add("source", metavar="path", nargs="+")
             add("--grid", action="store_true", help="clips are named static_transient: two dictionaries")
+            add("--pattern", metavar="REGEX", type=name_pattern, help="--grid by groups `static` and `transient`; "
+                "KTH: (?P<static>person[0-9]+)_(?P<transient>[a-z]+)_d1, "
+                "UCF101: v_(?P<transient>[A-Za-z]+)_(?P<static>g[0-9]+)_c01")
+            add("--axes", metavar="LETTERS", help="of an array, as NTHWC, or TNHW of Moving MNIST (a guess)")
             add("--keep-frames", type=between(1, MAX_FRAMES), help="of a longer clip (4 x --frames)")
             either = sub.add_mutually_exclusive_group().add_argument
             either("--every", type=between(1, MAX_FRAMES), default=1, help="keep each EVERY-th frame")
@@ -1199,34 +1449,65 @@ def parse(arguments):
         if command in most_clips:
             add("--source", help="a folder, an archive or an http(s) address instead of the official address")
             add("--keep", action="store_true", help="keep the downloaded files; golf: download it whole")
+        if command in ("folder", "chair"):
+            add("--workers", type=between(1, 256), default=os.cpu_count(), help="threads (the cores)")
         if command in ("folder", "weizmann"):
             add("--no-crop", action="store_true", help="squeeze whole frames instead of cutting a square")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.grid = options.grid or options.pattern is not None
+    return options
+
+def name_pattern(text):
+    """The argparse type of --pattern."""
+    try:
+        groups = re.compile(text).groupindex
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    if not {"static", "transient"} <= groups.keys():
+        raise argparse.ArgumentTypeError(f"{text}: groups (?P<static>...) and (?P<transient>...) expected")
+    return text
+
+def options_of(options):
+    """The options that decide what is in a set -> JSON, which the set remembers. Of paths it has checksums."""
+    how = {key: value for key, value in sorted(vars(options).items())
+           if key not in ("command", "prepare", "fetched", "out", "name", "force", "keep", "workers")}
+    paths = options.source if isinstance(options.source, list) else [options.source or ""]
+    how["source"] = [f"{zlib.crc32(os.fsencode(os.path.abspath(path))):08x}" for path in paths]
+    return json.dumps(how)
 
 def run(options):
     """Make data/NAME.npz and its contact sheet. Raises DataError before any work, and OSError."""
     name = options.name or (f"drawn_{options.what}" if options.command == "draw" else options.command)
-    source = options.source or CHAIR
+    name = name.removesuffix(".npz")
     if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise DataError(f"--name {name}: letters, digits, dot, dash and underscore expected")
-    if not os.path.exists(source) and not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[!-~]*)?", source):
-        raise DataError(f"{printable(source)}: does not exist, and is no http or https address")
+    if options.command == "folder" and name in ("chair", "weizmann", "golf"):
+        raise DataError(f"--name {name}: the name of one of the paper's sets; choose another")
+    for source in options.source if isinstance(options.source, list) else [options.source or CHAIR]:
+        if not os.path.exists(source) and not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[!-~]*)?", source):
+            raise DataError(f"{printable(source)}: does not exist, and is no http or https address")
     if options.command == "draw" and options.what == "weizmann" and options.clips:
         raise DataError("--clips: draw weizmann draws its whole grid of 90 clips; leave it out")
     clips = options.clips or (90 if options.command == "draw" else 0)
     if clips * options.frames * options.size ** 2 * 3 > MAX_SET:
         raise DataError(f"{clips} clips of that size pass {MAX_SET >> 30} GiB")
-    if options.size not in SIDES or options.frames < MIN_FRAMES:
-        print(f"note: nav.py trains on sides of {', '.join(map(str, SIDES))} and {MIN_FRAMES} frames or more")
     out = Path(options.out, f"{name}.npz")
+    how = options_of(options)
     if out.exists() and not options.force:
-        return print(f"{printable(out)} is there: {load(out)}; --force redoes it")
+        there = load(out)
+        before, now = json.loads(there.how or "{}"), json.loads(how)
+        changed = [key for key in now if before and before.get(key) != now[key]]
+        if changed:
+            raise DataError(f"{out} was made with another {', '.join(changed)}: --force redoes it, or choose "
+                            "another --name")
+        return print(f"{printable(out)} is there: {there}; --force redoes it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    skipped = {}
+    notes = []
     try:
-        clips = options.prepare(options, skipped)
+        clips = options.prepare(options, notes)
     finally:
-        report_skipped(skipped)
+        report(notes)
+    clips.how = how
     save(clips, out)
     shown = np.unique(np.linspace(0, len(clips.names) - 1, 16).round().astype(int))
     picture = out.with_suffix(".png")

@@ -952,15 +952,14 @@ def encode(args):
     """encode --run runs/chair --input clip.gif: codes of a clip that was never trained on"""
     run = load(args.run, args.device)
     s, L, size = run.settings, run.data["frames"], run.data["size"]
-    if args.input.lower().endswith(".npz"):
-        clips = list(data_prep.read_clips(args.input, {}, size=size).values())
+    count = (L - 1) * s.every + 1
+    if args.input.lower().endswith((".npz", ".npy")):
+        clips = list(data_prep.read_clips([args.input], [], count, count, size=size)[0].values())
     else:
-        clips = [data_prep.read_clip(args.input, size=size)]
+        clips = [data_prep.read_clip(args.input, count, count, size, **run.data["reading"])[0]]
     if len(clips) != 1:
-        raise DataError(f"--input {args.input}: {len(clips)} clips there, one expected")
-    real = torch.from_numpy(clips[0][::s.every][:L].copy())[None]
-    if real.shape[1] < L:
-        raise DataError(f"--input {args.input}: {real.shape[1]} frames (of every {s.every}), {L} are needed")
+        raise DataError(f"--input {args.input}: {len(clips)} clips of {count} frames there, 1 expected")
+    real = torch.from_numpy(clips[0][::s.every].copy())[None]
     z_s, z_t, label = find_codes(run.model, s, real)
     generated = videos_of(run.model, z_s, z_t, label).cpu()
     both = torch.cat([real, generated])
@@ -1108,7 +1107,7 @@ def prepare(args):
     clips, path = data_prep.find(args.dataset, args.clips, args.layout)
     s = choose_settings(args, clips, device)
     data = dict(dataset=args.dataset, path=path, source=clips.source, standin=clips.standin, begin=None,
-                requested_clips=args.clips, fingerprint=clips.fingerprint)
+                requested_clips=args.clips, fingerprint=clips.fingerprint, reading=clips.reading)
     if s.window == "aligned":
         begin = data_prep.aligned(clips, held_out_clips(clips, s))
         clips = data_prep.at_windows(clips, begin)
@@ -1364,9 +1363,9 @@ def evaluate(args):
     vgg16 = load_vgg16(args.vgg16, device)
     real = data_prep.load(args.real)
     L, size = real.videos.shape[1:3]
-    skipped = {}
-    found = data_prep.read_clips(args.generated, skipped, L, size=size)
-    data_prep.report_skipped(skipped)
+    notes = []
+    found, _ = data_prep.read_clips([args.generated], notes, L, size=size)
+    data_prep.report(notes)
     if not found:
         raise DataError(f"--generated {args.generated}: no clip of {L} frames or more there")
     generated = np.stack([clip[:L] for clip in found.values()])
