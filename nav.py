@@ -1,8 +1,8 @@
 """Non-Adversarial Video Synthesis with Learned Priors (Aich et al., CVPR 2020), the paper in one script.
 
     python nav.py --dataset chair                        train, measure, show: results in runs/chair
-    python nav.py --dataset mine                         the same on your own clips (see data_prep.py)
-    python nav.py --dataset chair --resume               continue a stopped run
+    python nav.py --dataset chair --recipe paper         the paper's two stages and rates; ours is far faster
+    python nav.py --dataset mine                         your own clips (data_prep.py prepares them)
     python nav.py sample --run runs/chair --count 16     videos from random pairs of learned codes
     torchrun --nproc_per_node=2 nav.py --dataset chair   several GPUs, machines or processors
 
@@ -10,14 +10,16 @@ There is no encoder and no discriminator: the codes of a clip are parameters. A 
 clip's content, L transient codes z_t its motion. A GRU R correlates the transient codes, a DCGAN generator G
 makes frame i of [z_s ; r_i], and Eq. 6 fits codes, R and G together. Where the paper is:
 
-    Eq. 1, 2   codes, rendering     Dictionary, Model.render     Table 2   MCS, FCS        scores
-    Eq. 3      two stages           Trainer.step                 Table 3   unseen pairs    measure_exchange
-    Eq. 4, 6   l_static, objective  objective                    Table 4   ablation        ABLATION, ablate
-    Eq. 5      l_triplet            kernels/triplet.py           Table 6   settings        TABLE_6, PAPER
-    Sec. 4.2   l(v^, v)             kernels/laplacian.py         Fig. 6    exchange        exchange
-    Eq. 7      low rank             low_rank                     Fig. 7    interpolation   interpolate
+    Eq. 1, 2   codes, rendering     Dictionary, Model.render     Sec. 1    the sampler     sample, videos
+    Eq. 3      two stages           Trainer.step                 Table 2   MCS, FCS        motion, fcs, scores
+    Eq. 4, 6   l_static, objective  objective, Batches.gather    Table 3   unseen pairs    measure_exchange
+    Eq. 5      l_triplet            kernels: plain_triplet       Table 4   ablation        ABLATION, ablate
+    Sec. 4.2   l(v^, v)             kernels: plain_laplacian     Table 6   settings        choose_settings
+    Eq. 7      low rank             low_rank                     Fig. 6    exchange        exchange
+    App. B     optimisers           Dictionary.update, adam      Fig. 7    interpolation   interpolate, line
 
-Shapes: N clips have L frames of H x W. A step takes B clips and T frames of each, in all M = B T frames.
+Shapes: N clips have L frames of H x W. A step takes B clips, with n rows of z_s and n' rows of z_t, and T
+frames of each clip, M = B T frames in all. With several processes, a process renders B' of the B clips.
 """
 import argparse
 import io
@@ -43,7 +45,7 @@ import data_prep
 from data_prep import DataError, between, commit, printable, take_folder, warn, write
 from kernels import GRU, keep_freed_memory, laplacian_l1_with_grad, name_backend, triplet_margin
 
-# The same seed on the same GPU gives the same result. TF32 is too coarse for SSIM, but not for R.
+# The same seed on the same device gives the same result. TF32 is too coarse for SSIM; R tolerates TF32.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 torch.backends.cudnn.deterministic = True
 torch.backends.cudnn.conv.fp32_precision = "ieee"
@@ -51,52 +53,54 @@ torch.backends.cudnn.rnn.fp32_precision = "tf32"
 
 # ---- settings (Table 6) ------------------------------------------------------------------------------------
 def setting(default, help, least=None, expert=False):
-    """A field of Settings: its default, or its choices with the default first; help and least value."""
+    """A field of Settings. default: a value, or a tuple of choices with the default first."""
     choices = default if isinstance(default, tuple) else None
     metadata = dict(help=help, least=least, choices=choices, expert=expert)
     return field(default=choices[0] if choices else default, metadata=metadata)
 
-expert = partial(setting, expert=True)
+expert_setting = partial(setting, expert=True)
 
 @dataclass
 class Settings:
     """The settings of a training. Every field is an option: lambda_t is --lambda-t."""
     recipe: str = setting(("fast", "paper"), "paper: Sec. 3.1's two stages with Table 6's rates and updates")
-    steps: int = setting(2650, "updates; a grid 3000, many clips more; paper: Table 6's for every clip", 1)
-    layout: str = setting(("file", "static", "grid", "both", "transient"), "which clips share codes")
+    steps: int = setting(2650, "updates (2650, weizmann 3000, many clips more; paper: Table 6's times clips)", 1)
+    layout: str = setting(("file", "static", "grid", "both", "transient"), "which clips share codes. "
+                          "static: a static code each, transient codes of all; transient: the reverse; both: codes "
+                          "of their own; grid: as the names static_transient; file: as prepared")
     window: str = setting(("first", "random", "aligned"), "which L frames of a longer clip. random: drawn in "
-                          "each step, as in the paper; aligned: clips of an action in phase (fast, a grid)")
-    hold_out: int = setting(0, "train: keep K cells of a grid from training, and measure them", 0)
-    hold_out_clips: int = setting(0, "train: keep the last K clips from training, and encode them", 0)
-    every: int = setting(1, "train: use every K-th frame, and measure the frames between", 1)
-    augment: bool = setting(False, "shift and recolour frames, and tell G; fast, a grid with --hold-out: yes")
-    rank: int = setting(0, "rho of Eq. 7, for interpolation; 0: full rank", 0)
-    conditional: bool = setting(False, "G takes the transient row as a label; paper, a grid: yes")
+                          "each step (paper); aligned: clips of an action in phase (fast, weizmann)")
+    hold_out: int = setting(0, "keep N cells of a grid from training, and measure them", 0)
+    hold_out_clips: int = setting(0, "keep the last N clips from training, and encode them", 0)
+    every: int = setting(1, "train on every N-th frame, and measure the frames between", 1)
+    augment: bool = setting(False, "shift and recolour frames, tell G (weizmann with --hold-out: yes)")
+    rank: int = setting(0, "rho of Eq. 7, for interpolation, 0: full rank (0)", 0)
+    conditional: bool = setting(False, "G takes the transient row as a label (paper, weizmann: yes)")
     recurrent: bool = setting(True, "--no-recurrent: without R, every frame has a free code of its own")
-    width: int = setting(32, "channels of G before its last layer; fast, on a GPU 64", 1)
-    batch: int = setting(32, "clips a step, at most; fast, on a GPU 128; paper 1", 1)
-    per_clip: int = setting(1, "random frames of each clip in a step; 0 and paper: all", 0)
-    precision: str = setting(("auto", "fp32", "bf16"), "of G; auto: bf16 where it is faster; paper: fp32")
+    width: int = setting(32, "channels of G before its last layer (32; on a GPU, and paper: DCGAN's 64)", 1)
+    batch: int = setting(32, "clips a step, at most (32; on a GPU 128; paper 1)", 1)
+    per_clip: int = setting(1, "random frames of each clip in a step, 0: all (1, few clips more; paper 0)", 0)
+    precision: str = setting(("auto", "fp32", "bf16"), "of G; auto: bf16 where it is faster (paper fp32)")
     seed: int = setting(0, "of every random draw", 0)
-    table6: str = setting(("chair", "weizmann", "golf"), "row of Table 6; as the set says, a grid weizmann")
-    D_s: int = expert(206, "numbers in a static code; weizmann, golf 56 (this and the next five: Table 6)", 1)
-    D_t: int = expert(50, "numbers in each transient code; weizmann, golf 200", 1)
-    lambda_s: float = expert(0.01, "weight of l_static in Eq. 6", 0)
-    lambda_t: float = expert(0.01, "weight of l_triplet in Eq. 6; weizmann 0.1", 0)
-    alpha: int = expert(2, "margin of the triplet loss, and its radius in frames (Eq. 5)", 1)
-    levels: int = expert(4, "levels of the Laplacian pyramid; weizmann 3", 1)
-    lr_G: float = expert(2e-3, "learning rate of G: Adam, in the fast recipe Muon too", 1e-12)
-    lr_R: float = expert(2e-3, "learning rate of R: Adam", 1e-12)
-    lr_Z: float = expert(5e-3, "learning rate of the codes: Adam; paper: SGD with momentum 0.9", 1e-12)
-    decay: float = expert(0.0, "weight decay of G's matrices, times lr_G; fast, a grid 2.5", 0)
+    table6: str = setting(("chair", "weizmann", "golf"), "row of Table 6 (the set's; own grids: weizmann)")
+    D_s: int = expert_setting(206, "numbers in a static code (Table 6: 206; weizmann, golf 56)", 1)
+    D_t: int = expert_setting(50, "numbers in a transient code (50; weizmann, golf 200)", 1)
+    lambda_s: float = expert_setting(0.01, "weight of l_static in Eq. 6 (0.01)", 0)
+    lambda_t: float = expert_setting(0.01, "weight of l_triplet in Eq. 6 (0.01; weizmann 0.1)", 0)
+    alpha: int = expert_setting(2, "margin of the triplet loss, and its radius in frames (2)", 1)
+    levels: int = expert_setting(4, "levels of the Laplacian pyramid (4; weizmann 3)", 1)
+    lr_G: float = expert_setting(2e-3, "learning rate of G (0.002; paper: Table 6's)", 1e-12)
+    lr_R: float = expert_setting(2e-3, "learning rate of R (0.002; paper: Table 6's)", 1e-12)
+    lr_Z: float = expert_setting(5e-3, "learning rate of the codes (0.005; paper: Table 6's)", 1e-12)
+    decay: float = expert_setting(0.0, "weight decay of G's matrices, times lr_G (0; fast, weizmann 2.5)", 0)
 
 TABLE_6 = {  # codes and losses, for both recipes
     "chair": dict(D_s=206, D_t=50, lambda_s=0.01, lambda_t=0.01, alpha=2, levels=4),
     "weizmann": dict(D_s=56, D_t=200, lambda_s=0.01, lambda_t=0.1, alpha=2, levels=3),
     "golf": dict(D_s=56, D_t=200, lambda_s=0.01, lambda_t=0.01, alpha=2, levels=4),
 }
-# Its other columns, for --recipe paper. steps: of a clip, epochs of gamma times epochs of Z_V and theta.
-# The paper does not say how they nest: here 5 rounds of 300 are 1,500 passes, an update has both stages.
+# Its other columns, for --recipe paper. steps: of a clip, epochs of gamma times epochs of Z_V and theta. The
+# paper does not say how they nest: we read 5 rounds of 300 passes, and an update does both stages.
 PAPER = {
     "chair": dict(lr_G=6.25e-5, lr_R=6.25e-5, lr_Z=12.5, steps=5 * 300),
     "weizmann": dict(lr_G=6.25e-5, lr_R=6.25e-3, lr_Z=12.5, steps=5 * 700),
@@ -105,28 +109,29 @@ PAPER = {
 # Fast recipe: (steps, clips). With more clips the number of steps grows with the square root.
 FAST_STEPS = {"chair": (2650, 64), "weizmann": (3000, 36), "golf": (2650, 64)}
 HIDDEN = 500  # units of the GRU (Sec. 4.2)
+HARD_CLIP_POWER = 3.0  # fast recipe: a clip of twice the mean loss is drawn 2^3 times as often
 NORM_WARM_UP = 0.1  # fast recipe: share of the steps, at least 100, in which G's norms use batch statistics
 
 # ---- codes (Sec. 3 and 3.3, Eq. 1, 2 and 7) ----------------------------------------------------------------
 def unit_ball(z):
-    """z / max(1, |z|) over the last dimension (Sec. 3.3): codes stay in the unit l2 ball."""
+    """z / max(1, |z|) over the last dimension (Sec. 3.3): codes stay in the unit ball, frame by frame."""
     return z / z.norm(dim=-1, keepdim=True).clamp(min=1)
 
 def low_rank(z, rho):
     """Eq. 7: the best rank-rho approximation of each [L, D_t] matrix in z [B, L, D_t].
-    Its top rho left singular vectors are eigenvectors of z z^T, which is only L x L."""
+    The top rho left singular vectors of z are the top eigenvectors of z z^T, which is only L x L."""
     u = torch.linalg.eigh(z @ z.mT)[1][..., -rho:]  # (B, L, rho)
     return u @ (u.mT @ z)
 
 class Dictionary(nn.Module):
     """A code table, z_s [rows, D_s] or z_t [rows, L, D_t], with an optimiser state for each row.
     Clips that share a code share a row. A step reads and writes only the rows of its batch: it costs the same
-    with 64 clips and 20,000. The optimiser is the paper's SGD with momentum 0.9 (`momentum`), or Adam."""
+    with 64 clips and 20,000. The optimiser is SGD with momentum 0.9 (App. B, `momentum`), or Adam."""
     def __init__(self, rows, *shape, momentum=False, rank=0):
         super().__init__()
         self.momentum = momentum
         self.rank = rank
-        # Sec. 3.3's two Gaussians.
+        # Sec. 3.3's two Gaussians; the variances are ours. (The fast recipe: start_from_clips.)
         z = torch.randn(rows, *shape) / shape[-1] ** 0.5
         self.register_buffer("z", self.project(z))
         self.register_buffer("m", torch.zeros_like(z))
@@ -162,8 +167,8 @@ class Dictionary(nn.Module):
         self.z[rows] = self.project(self.z[rows] - lr * step)
 
 def pick(rows, of_clip):
-    """rows [n, ...] -> rows[of_clip] [B, ...]. This is a matrix product, because its gradient adds up the
-    clips of a row in the same order each time, on a GPU too."""
+    """rows [n, ...] -> rows[of_clip] [B, ...]. A matrix product, because its gradient sums the clips of a row
+    in a fixed order, on a GPU too."""
     one_hot = F.one_hot(of_clip, len(rows)).float()  # (B, n)
     return (one_hot @ rows.reshape(len(rows), -1)).view(-1, *rows.shape[1:])
 
@@ -224,7 +229,8 @@ class Model(nn.Module):
         self.z_s = Dictionary(static_rows, s.D_s, momentum=momentum)
         self.z_t = Dictionary(transient_rows, L, s.D_t, momentum=momentum, rank=s.rank)
         self.R = Recurrent(s.D_t) if s.recurrent else nn.Identity()
-        self.G = Generator(s.D_s + s.D_t, size, s.width, transient_rows * s.conditional, s.augment)
+        labels = transient_rows if s.conditional else 0
+        self.G = Generator(s.D_s + s.D_t, size, s.width, labels, s.augment)
         self.bf16 = s.precision == "bf16"
 
     @record_function("nav: G")
@@ -239,18 +245,19 @@ class Model(nn.Module):
 def objective(model, s, batch, z_s, r):
     """Eq. 6 for a batch, forward and backward: l_rec + lambda_s l_static + lambda_t l_triplet.
     s: the Settings. z_s [n, D_s] and r [n', L, D_t]: the static codes and R's outputs of the batch's rows.
-    Adds to the gradients of the leaves. Returns, detached, frames v_hat [B*T, 3, H,
-    W], their losses [B, T], and [loss, l_rec, l_triplet] summed over the clips."""
+    Adds to the gradients of z_s, z_t and of the weights that are trained. Returns, detached, v_hat [M, 3, H,
+    W], the losses of the frames [B, T], and [loss, l_rec, l_triplet] summed over the clips."""
     B, T = batch.times.shape
     if B == 0:  # more processes than clips: nothing to render in this process
-        return batch.v, torch.zeros(0, T, device=r.device), torch.zeros(3, device=r.device)
+        return batch.v, torch.zeros(0, T, device=r.device), torch.zeros(3, device=r.device)  # empty, empty, 0
     static_code = pick(z_s, batch.static_of_clip)  # (B, D_s)
     r_of_clip = pick(r, batch.transient_of_clip)  # (B, L, D_t)
     r_of_frame = r_of_clip.gather(1, batch.times[:, :, None].expand(-1, -1, r.shape[2]))  # (B, T, D_t)
     label = batch.transient_rows[batch.transient_of_clip]
     v_hat = model.render(static_code, r_of_frame, label, batch.augmentation)
 
-    # l_rec is the mean over a clip's T frames, l_static (Eq. 4) is the loss of the first drawn frame, k.
+    # l_rec is the mean over a clip's T frames, l_static (Eq. 4) is the loss of the first drawn frame, k. With
+    # T = 1 they are the same loss, and lambda_s only scales it.
     weight = torch.full((B, T), 1 / T, device=r.device)
     weight[:, 0] += s.lambda_s
     # The losses of the frames, and the gradient of weight . losses by v_hat in closed form.
@@ -258,7 +265,7 @@ def objective(model, s, batch, z_s, r):
     losses = losses.view(B, T)
     l_rec = losses.mean(1)  # (B,)
     l_static = losses[:, 0]
-    # Eq. 5, on r instead of z_t, because theta receives its gradient through R (Sec. 3.3).
+    # Eq. 5 is written for z_t; here it is of r = R(z_t), because Sec. 3.3 trains theta with it too.
     l_triplet = triplet_margin(r, margin=float(s.alpha), radius=s.alpha)  # (n',)
     l_triplet = pick(l_triplet, batch.transient_of_clip)  # (B,)
 
@@ -290,11 +297,12 @@ class Trainer:
         self.stop = False  # whether this process asks all processes to stop
 
     def step(self):
-        """One update -> v uint8 and v_hat [M, 3, H, W], the frames of this process, and of all processes
-        [loss, l_rec, l_triplet] of the mean clip and the number of processes that ask to stop [4]."""
+        """One update -> v uint8 and v_hat [B' T, 3, H, W], this process's real and rendered frames, and terms
+        [4]: mean loss, l_rec and l_triplet of a clip, and how many processes ask to stop."""
         s, m = self.s, self.model
         is_fast = s.recipe == "fast"
         rate = schedule(self.steps_done, s.steps) if is_fast else 1.0
+        # Norms use batch statistics: always in the paper's recipe, at the start in the fast recipe.
         m.G.train(not is_fast or self.steps_done < max(100, NORM_WARM_UP * s.steps))
         batch = self.batches.gather(*self.batches.choose())
         z_s = m.z_s.codes_of(batch.static_rows)  # (n, D_s)
@@ -305,14 +313,14 @@ class Trainer:
         if s.recipe == "paper":  # stage 1 (Eq. 3.1): gamma
             m.G.requires_grad_(True)
             objective(m, s, batch, z_s.detach(), r.detach())
-            all_reduce(m, batch)
+            sum_over_processes(m, batch)
             take_step(self.optimisers_G, s.lr_G)
             m.zero_grad()
             m.G.requires_grad_(False)  # stage 2 (Eq. 3.2): Z_V and theta
         v_hat, losses, terms = objective(m, s, batch, z_s, r)
         losses = among_all_clips(batch, losses)  # (B, T)
         terms = F.pad(terms / len(batch.clips), (0, 1), value=float(self.stop))  # (4,)
-        all_reduce(m, batch, z_s.grad, z_t.grad, losses, terms)
+        sum_over_processes(m, batch, z_s.grad, z_t.grad, losses, terms)
         if is_fast:  # a single backward serves both stages
             take_step(self.optimisers_G, s.lr_G * rate)
         take_step([self.optimiser_R], s.lr_R * rate)
@@ -337,11 +345,11 @@ class Trainer:
         self.steps_done = state["steps_done"]
 
 def adam(groups, device):
-    """Adam (Table 6); the weight_decay of a group is decoupled."""
+    """Adam (App. B); the weight_decay of a group is decoupled."""
     return torch.optim.AdamW(groups, weight_decay=0.0, fused=device.type != "mps")
 
 def take_step(optimisers, lr):
-    """A step of the optimisers at the learning rate lr, rounded to float32 as their weights are."""
+    """A step of the optimisers at the learning rate lr, a float32 tensor as their weights are."""
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["lr"] = torch.tensor(lr)
@@ -378,8 +386,9 @@ class Batches:
     @record_function("nav: choose clips")
     def choose(self):
         """The clips of a step [B], no two equal, and random numbers [B, L + 1], with --augment 5 T more.
-        The clips with the fewest visits come next, at random among equals. In the fast recipe hard clips are
-        drawn more often, and so weigh more than in Eq. 6: a visit counts (mean loss / the clip's loss)^3."""
+        The clips with the fewest visits come next, by visits plus a random number below 1. In the fast recipe
+        a visit counts (mean loss / the clip's loss)^3, from 1/8 to 8: hard clips are drawn more often, and so
+        weigh more than in Eq. 6."""
         s = self.s
         ties = torch.rand(self.N, generator=self.rng).to(self.visits.device)
         clips = (self.visits + ties).topk(s.batch, largest=False).indices
@@ -425,7 +434,7 @@ class Batches:
         self.rng.set_state(state["rng"])
 
 # ============================================================================================================
-# The paper's method ends here. Below: the sampler, our recipe, measures, experiments, and the shell.
+# The paper's method ends here. Below: the sampler, our fast recipe, its measures and experiments, the shell.
 # ============================================================================================================
 
 # ---- the sampler: videos of codes (Sec. 1; Fig. 6 and 7) ---------------------------------------------------
@@ -457,7 +466,8 @@ def frames_between(model, pair, weights):
     return to_bytes(model.render(model.z_s.z[i], weights.to(r) @ r, k)).cpu()
 
 def line(L, a, b, K):
-    """Weights [K + 1, L] of frame a (from 0) and of K frames on the line from a to b (Fig. 7)."""
+    """Weights [K + 1, L] of frame a (from 0) and of K frames between a and b (Fig. 7). With the paper's n/k,
+    the last frame would be b itself."""
     share = torch.arange(K + 1) / (K + 1)
     weights = torch.zeros(K + 1, L)
     weights[:, a] = 1 - share
@@ -549,13 +559,12 @@ def interpolate(args):
     say(f"{data['names'][args.clip]}: {len(ends) * K} frames between, framed: {path} and .gif")
 
 # ---- our recipe: rates, first codes, Muon, augmentation ----------------------------------------------------
-HARD_CLIP_POWER = 3.0  # a clip of twice the mean loss is drawn 2^3 times as often (Batches.choose)
 def schedule(step, steps, warm_up=50):
     """The fast recipe's rates, in (0, 1]: a short linear warm-up, full until half-way, linear to zero."""
     return min(1.0, (step + 1) / warm_up, 2 * (1 - step / steps))
 
 def optimisers_of_G(G, s, device):
-    """Adam for gamma (Table 6). In the fast recipe Muon trains G's layers behind the first."""
+    """Adam for gamma (App. B). In the fast recipe Muon trains G's layers behind the first."""
     weights = [layer.weight for layer in G.layers if isinstance(layer, nn.ConvTranspose2d)]
     weights = weights if s.recipe == "fast" else []
     others = [p for p in G.parameters() if all(p is not w for w in weights)]
@@ -567,7 +576,7 @@ def optimisers_of_G(G, s, device):
     return optimisers
 
 def principal_components(x, k):
-    """PCA of rows x [n, d] -> [n, k] float32, the longest row scaled to 0.9; zeros if d < k."""
+    """PCA of rows x [n, d] -> [n, k] float32, the longest row scaled to 0.9; columns of zeros if d < k."""
     x = (x - x.mean(0)).double()
     y = x @ torch.linalg.eigh(x.T @ x)[1].flip(1)[:, :k]  # the largest axes first
     y = y * (0.9 / y.norm(dim=1).max().clamp(min=1e-9))
@@ -917,7 +926,7 @@ def measure_row(model, clips, seed, count, vgg16):
 # ---- encoding: codes of clips that were never trained on ---------------------------------------------------
 def find_codes(model, s, clips, steps=300, lr=0.02):
     """Codes of clips never trained on, uint8 [K, L, H, W, 3] -> z_s [K, D_s], z_t [K, L, D_t], label [K].
-    G and R stay. From the closest of up to 512 pairs of dictionary rows, Adam on l_rec, projected."""
+    G and R are fixed. Starts at the nearest of at most 512 pairs of rows, and minimises l_rec by Adam."""
     device = model.z_s.z.device
     clips = clips.to(device)
     pairs = torch.cartesian_prod(torch.arange(len(model.z_s.z)), torch.arange(len(model.z_t.z)))
@@ -1005,7 +1014,7 @@ def among_all_clips(batch, losses):
     everyone[RANK::WORLD] = losses
     return everyone
 
-def all_reduce(model, batch, *tensors):
+def sum_over_processes(model, batch, *tensors):
     """Sum the gradients and some tensors over the processes, in place, by one message.
     G's norms see the clips of their process; their running statistics become the mean over all clips."""
     if WORLD == 1:
@@ -1056,8 +1065,9 @@ def choose_settings(args, clips, device):
     steps, usual_N = FAST_STEPS[row]
     values = dict(TABLE_6[row], steps=round(steps * max(1, N / usual_N) ** 0.5))
     if requested.get("recipe") == "paper":
-        # In bf16 R may diverge at the grid's lr_R.
-        values.update(PAPER[row], conditional=row == "weizmann", batch=1, per_clip=0, precision="fp32")
+        # DCGAN's width. fp32: gradients of G in bf16 can make R diverge at weizmann's lr_R.
+        values.update(PAPER[row], conditional=row == "weizmann", batch=1, per_clip=0, width=64,
+                      window="random", precision="fp32")
         values["steps"] *= N
     else:
         if row == "weizmann":
@@ -1072,8 +1082,8 @@ def choose_settings(args, clips, device):
     return s
 
 def fit_batch(s, N, L, requested, device):
-    """Fewer clips than a step takes: more frames of each, about as many in all.
-    On a GPU a step takes half of few clips, so that hard clips can come more often."""
+    """If there are fewer clips than a step takes, it takes all of them, on a GPU half, so that hard clips can
+    be drawn more often, and more frames of each, about as many in all."""
     most = N if device.type == "cpu" else -(-N // 2)
     if s.batch <= most:
         return
@@ -1159,7 +1169,7 @@ def load(folder, device="auto"):
     return Run(Path(folder), s, data, kept["log"], model)
 
 def clips_of_run(run, dataset=None):
-    """All Clips that a run was given: of --dataset, or of the file where they were then. Raises DataError."""
+    """All clips of a run: of --dataset, else of the file or stand-ins that it was trained on. DataError."""
     s, data = run.settings, run.data
     name = dataset or data["path"] or data["dataset"]
     drawn = not data["path"] and dataset in (None, data["dataset"])
@@ -1214,7 +1224,7 @@ def resume(out, trainer, data):
 
 @dataclass
 class Watch:
-    """Looks at a training from outside: progress line, log, checkpoints, signals. It changes nothing."""
+    """Looks at a training from outside: progress line, log, checkpoints, signals. No weight changes."""
     trainer: Trainer
     out: Path
     data: dict
@@ -1416,7 +1426,7 @@ def add_settings(parser, but):
             kind = dict(type=between(f.metadata["least"], most, f.type), metavar="N")
         if f.name not in but:
             add = (experts if f.metadata["expert"] else parser).add_argument
-            add(f"--{f.name.replace('_', '-')}", help=f"{f.metadata['help']} (default: {f.default})", **kind)
+            add(f"--{f.name.replace('_', '-')}", help=f.metadata["help"], **kind)
 
 def parse(argv):
     """argv -> the options of an action, `train` if none is named. Raises DataError."""

@@ -1408,7 +1408,7 @@ def test_fps_of_gifs_joined_and_pausing_films():
     assert numbers(read_clip("drops.avi")) == list(range(20))
     assert numbers(read_clip("drops.avi", fps=10))[:10] == [0, 1, 2, 3, 3, 4, 5, 6, 7, 7]
 
-@pytest.mark.parametrize("matrix", itertools.product((1, -1), (1, -1), (False, True)))
+@pytest.mark.parametrize("matrix", list(itertools.product((1, -1), (1, -1), (False, True))))
 def test_display_matrices_turn_and_mirror(matrix):
     """All eight cases: a pixel at x, y is shown at a x + c y, b x + d y."""
     x, y, swaps = matrix

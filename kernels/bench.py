@@ -21,7 +21,6 @@ from kernels import (laplacian, laplacian_l1, laplacian_l1_with_grad, name_backe
 
 FRAMES = {"cpu": (16, 128), "cuda": (16, 128, 4096)}
 CODES = {"cpu": (1, 32), "cuda": (1, 128, 1024)}  # clips
-
 # ---- timing ------------------------------------------------------------------------------------------------
 
 def microseconds(call, device):

@@ -5,9 +5,8 @@ With x_t the input, h_t the state and * the product element by element:
     r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)        z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
     n = tanh(W_in x + b_in + r * (W_hn h + b_hn))     h' = n + z * (h - n)
 
-nn.GRU's autograd multiplies by W_ih and accumulates the weights' gradients once for each frame. Here the
-products with x, and dW_ih and dW_hh in the backward pass, are a single product over all frames. Only the two
-products with W_hh remain inside the loops. A GPU keeps nn.GRU, which is cuDNN there.
+nn.GRU's autograd accumulates the weights' gradients once for each frame. Here the products with x, and dW_ih
+and dW_hh, are a single product over all frames. A GPU keeps nn.GRU, which is cuDNN there.
 """
 import torch
 import torch.nn as nn

@@ -8,6 +8,9 @@ The pyramid is linear, so the difference D = pred - target goes through a single
     L_n = G_n                                   the last band is the residual
     loss = sum over l = 0 .. n of mean |L_l|    the mean over C, H_l, W_l
 
+This is Sec. 4.2's sum of 2^(2l) |L_l|_1 divided by C H W: level l has 4^l times fewer pixels. The band is
+G - blur(G), not Burt and Adelson's G - expand(reduce(G)).
+
 The gradient walks the same levels backwards. With s_l = sign(L_l), 0 at 0, and h_l = dloss/dG_l in units of
 1/(C H_l W_l):
 
@@ -15,7 +18,7 @@ The gradient walks the same levels backwards. With s_l = sign(L_l), 0 at 0, and 
     h_l = s_l - K^T s_l K + 4 A^T h_{l+1} A     4: the ratio of the levels' pixels (more for odd sides)
     dloss/dD = h_0 / (C H W)
 
-K and A are small banded matrices, so a level is a few matrix products, in PyTorch and in Triton alike.
+K and A are small banded matrices, so a level is a few matrix products.
 
 Bytes per pixel and channel, with p bytes for pred (fp32 4, bf16 2) and t for target (uint8 1); the last
 column is for a bf16 pred and a uint8 target:
@@ -243,9 +246,8 @@ def _not_covered(pred, target, levels):
 
 def _dense(x):
     """x without gaps in memory, and whether its channels come last."""
-    if x.is_contiguous():
-        return x, False
-    return x.contiguous(memory_format=torch.channels_last), True
+    last = not x.is_contiguous()
+    return x.contiguous(memory_format=torch.channels_last) if last else x, last
 
 def _triton_path(pred, target, weight, levels):
     """As _torch_path."""

@@ -5,6 +5,7 @@ With d_ij = |r_i - r_j|^2, over all anchors a, positives p and negatives n of a 
 
     loss = mean of max(d_ap - d_an + margin, 0)
 
+The paper samples triplets; the mean over all of them is the expectation of a uniform draw, without its noise.
 Let m_ij = dloss/dd_ij: each active triplet adds 1/count at (a, p) and subtracts it at (a, n). Then
 
     dloss/dr_i = 2 sum over j of (m_ij + m_ji) (r_i - r_j)
