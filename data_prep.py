@@ -1,4 +1,4 @@
-"""Every data set of nav.py becomes one file, data/NAME.npz, with a contact sheet data/NAME.png beside it.
+"""Every data set of nav.py becomes a file data/NAME.npz, with a contact sheet data/NAME.png.
 
     python data_prep.py folder PATH --name mine            # yours: videos, GIFs, strips, folders of frames
     python data_prep.py folder clips.npz --name w4 --grid  # uint8 arrays [T, H, W, 3] named static_transient
@@ -46,12 +46,12 @@ MAX_FRAMES = 1000  # of a clip
 MAX_CLIP = 1 << 29  # bytes of a decoded clip
 MAX_SET = 1 << 32  # bytes of all frames of a set
 MAX_STREAM = 1 << 40  # bytes of a download: the golf archive has about 131 GB
-CHAIRS, GOLFS = 820, 500  # models and clips that the paper drew
-BACKOFF = 0.5  # seconds after the first failure of a connection, doubled after each further failure
+CHAIRS, GOLFS = 820, 500  # models and clips in the paper
+BACKOFF = 0.5  # seconds after the first failure of a connection, doubled after every further failure
 TIMEOUT = 30  # seconds without an answer
-SIDES = (16, 32, 64, 128, 256)  # of frames that nav.py's generator can draw
-MIN_FRAMES = 4  # the shortest clip that holds a triplet of radius 2
-# Decoders of PIL and containers of FFmpeg that hostile bytes may reach: no playlist, which names other files.
+SIDES = (16, 32, 64, 128, 256)  # of the frames of nav.py's generator
+MIN_FRAMES = 4  # the shortest clip with a triplet of radius 2
+# Hostile bytes may reach these decoders of PIL and containers of FFmpeg: no playlist, for playlists name files.
 DECODERS = ("PNG", "GIF", "WEBP", "AVIF", "JPEG", "BMP", "TIFF", "PPM")
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegvideo,mpegts,ogg,flv,asf,m4v"
 STILL = tuple(".png .apng .webp .jpg .jpeg .bmp .tif .tiff .ppm .pgm".split())
@@ -62,7 +62,7 @@ BT709, UNSPECIFIED = 1, 2  # FFmpeg's numbers of matrices
 PQ, HLG = 16, 18  # and of transfer functions
 
 class DataError(ValueError):
-    """A fault that the user can mend. One line says what is wrong, where, and what to do; exit status 2."""
+    """A fault for the user to mend. A single line says the fault, the place and the remedy; exit status 2."""
 
 def printable(name, most=80):
     """A name or an error from outside -> a line of ASCII for any terminal, of at most `most` letters."""
@@ -88,19 +88,19 @@ def reading(where, what="cannot be decoded", notes=None):
 # ---- A prepared set: Clips, and its file -----------------------------------------------------------------
 @dataclasses.dataclass
 class Clips:
-    """N clips of L frames, and the rows of the two dictionaries that describe them (Sec. 3, Fig. 2)."""
+    """N clips of L frames, and their rows of the two dictionaries (Sec. 3, Fig. 2)."""
     videos: np.ndarray  # uint8 [N, L, H, W, 3]
     static_id: np.ndarray  # int64 [N], row of the static dictionary
     transient_id: np.ndarray  # int64 [N], row of the transient dictionary
     static_names: list
     transient_names: list
     names: list  # of the clips
-    source: str  # one line; that of drawn stand-ins starts with 'drawn'
+    source: str  # a line; starts with 'drawn' for drawn stand-ins
     kind: str = ""  # chair, weizmann, golf or own: the row of Table 6; empty in older files
-    fps: float = 0.0  # frames a second as kept, 0 if that is not known or not the same for all clips
-    how: str = ""  # the options that made the set, as JSON; empty in older files
-    full: np.ndarray = None  # uint8 [sum of lengths, H, W, 3]: the clips at full length, one after another
-    length: np.ndarray = None  # int64 [N], full frames of each clip, at least L
+    fps: float = 0.0  # frames a second as kept, 0 if unknown or not the same for all clips
+    how: str = ""  # the options of data_prep.py, as JSON; empty in older files
+    full: np.ndarray = None  # uint8 [sum of lengths, H, W, 3]: the clips at full length, end to end
+    length: np.ndarray = None  # int64 [N], full frames of every clip, at least L
 
     def __post_init__(self):
         if self.full is None:  # no clip is longer than L
@@ -109,7 +109,7 @@ class Clips:
 
     @property
     def reading(self):
-        """The arguments crop, every and fps of read_clip with which the set was made."""
+        """The arguments crop, every and fps of read_clip that made the set."""
         how = json.loads(self.how or "{}")
         return dict(crop=not how.get("no_crop"), every=how.get("every", 1), fps=how.get("fps"))
 
@@ -125,7 +125,7 @@ class Clips:
 
     @property
     def fingerprint(self):
-        """SHA-256 of everything that training sees."""
+        """SHA-256 of the frames, lengths and rows."""
         digest = hashlib.sha256()
         for array in (self.full, self.length, self.static_id, self.transient_id):
             digest.update(str(array.shape).encode())
@@ -138,7 +138,7 @@ class Clips:
 def from_clips(clips, frames, names, static, transient, source, kind, rates=()):
     """A list of clips uint8 [T, H, W, 3], T >= frames, with their static and transient names -> Clips.
     Names become rows in the order of their first appearance. rates: frames a second of the clips, or None. The
-    list is emptied on the way, so that no clip is held twice. Raises DataError for an empty list."""
+    list is emptied on the way, to hold no clip twice. Raises DataError for an empty list."""
     if not clips:
         raise DataError(f"{source}: no usable clip: nothing was written")
     length = np.array([len(clip) for clip in clips], np.int64)
@@ -159,7 +159,7 @@ def from_clips(clips, frames, names, static, transient, source, kind, rates=()):
 
 def write_beside(path, write):
     """Write a file whole or not at all: write(temporary path, of the same suffix), flush to disk, rename.
-    An OSError goes on, and no temporary file is left; those of killed processes are removed an hour later."""
+    An OSError goes on, and no temporary file is left; the temporary files of killed processes go after an hour."""
     path = Path(path)
     for old in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
         with contextlib.suppress(OSError):
@@ -168,7 +168,7 @@ def write_beside(path, write):
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         write(temporary)
-        with open(temporary, "r+b") as file:  # Windows flushes only files that are open for writing
+        with open(temporary, "r+b") as file:  # Windows flushes only files opened for writing
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -208,7 +208,7 @@ def read_arrays(path):
             yield key, archive[key]
 
 def load(path):
-    """Read and check a prepared set -> Clips. Raises DataError that names the key and its fault."""
+    """Read and check a prepared set -> Clips. Raises DataError with the key and its fault."""
     def check(is_right, key, text):
         if not is_right:
             raise DataError(f"key {key!r} {text}")
@@ -251,7 +251,7 @@ RUN_FILES = ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "curve*.
              "samples*", "exchange*", "encoded*", "interpolation*", "ablation*")
 
 def warn(text):
-    """One line on standard error."""
+    """A line on standard error."""
     print(f"nav: {printable(text, 10**4)}", file=sys.stderr, flush=True)
 
 def write(path, content):
@@ -268,9 +268,9 @@ def commit():
     return git[0] and subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
 
 def take_folder(folder, keep, say):
-    """Make the folder and lock it for as long as the returned lock lives.
-    Unless `keep`, the files of an earlier run move to earlier-1, ... inside it, and `say` is told so. Raises
-    DataError if another run holds the folder."""
+    """Make and lock a folder, for as long as the returned lock lives.
+    Unless `keep`, the files of an earlier run move to earlier-1, ... inside the folder, and `say` is told so.
+    Raises DataError if another run holds the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -288,7 +288,7 @@ def take_folder(folder, keep, say):
 
 # ---- Pictures out: contact sheets, GIFs and the curve ----------------------------------------------------
 def sheet(rows, path, gap=2, frames=None, row_labels=None, column_labels=None):
-    """A PNG of a grid of pictures. rows: uint8 [R, K, H, W, 3], or lists of images [H, W, 3] of one size.
+    """A PNG of a grid of pictures. rows: uint8 [R, K, H, W, 3], or lists of equal images [H, W, 3].
     frames: [R][K] of a colour or None, drawn around single cells. row_labels, column_labels: short texts."""
     high, wide = rows[0][0].shape[:2]
     font = ImageFont.load_default(12)
@@ -312,7 +312,7 @@ def sheet(rows, path, gap=2, frames=None, row_labels=None, column_labels=None):
     write_beside(path, picture.save)
 
 def write_gif(video, path, fps=8):
-    """A looped GIF of uint8 [T, H, W, 3]. One palette and no dithering: a still ground stays still.
+    """A looped GIF of uint8 [T, H, W, 3]. A single palette and no dithering: a still ground stays still.
     Browsers show a delay under 20 ms as 100 ms: above 50 frames a second, frames are dropped instead."""
     every = -(-fps // 50)
     delay = max(20, round(1000 * every / fps))
@@ -361,8 +361,8 @@ def chart(path, seconds, panels):
 # ---- Clips in: pictures, strips, folders of frames, arrays -----------------------------------------------
 def crop_resize(image, size=None, crop=True, share=1.0, aspect=1.0):
     """A PIL RGB image -> uint8 [size, size, 3], by an antialiased bicubic filter.
-    Taken is the largest centred square, or that share of its side; without `crop` all of the picture. Without
-    a size the picture stays as it is. aspect: width of a pixel by its height."""
+    Taken is the largest centred square, or a `share` of its side; without `crop` all of the picture. Without
+    a size the picture stays whole. aspect: width of a pixel by its height."""
     wide, high = image.size
     if size is None:
         return np.asarray(image if aspect == 1 else image.resize((round(wide * aspect), high)))
@@ -373,7 +373,7 @@ def crop_resize(image, size=None, crop=True, share=1.0, aspect=1.0):
     return np.asarray(image.resize((size, size), box=(left, top, wide - left, high - top)))
 
 def to_rgb(image):
-    """A picture that PIL has opened -> RGB, upright (EXIF), transparent parts on white. Raises DataError."""
+    """A picture opened by PIL -> RGB, upright (EXIF), transparent parts on white. Raises DataError."""
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} expected")
     if image.mode[0] in "IF":
@@ -428,7 +428,7 @@ def file_frames(file, notes, trust, threads):
         # An APNG's picture for old viewers is no frame.
         for index in range(1 if image.info.get("default_image") else 0, image.n_frames):
             image.seek(index)
-            frame = to_rgb(image)  # before the duration: a WebP tells it once it is decoded
+            frame = to_rgb(image)  # before the duration: a WebP tells its duration once decoded
             seconds = (image.info.get("duration") or 100) / 1000
             stop += seconds
             yield lambda fit: fit(frame), seconds, stop
@@ -459,7 +459,7 @@ def natural_key(name):
     return [*key, (parts[-1],)]
 
 def listing(folder, suffixes, notes):
-    """The folders of a folder, and its files with one of the suffixes, in natural order. Raises OSError."""
+    """The folders of a folder, and its files with a suffix of `suffixes`, in natural order. Raises OSError."""
     found = []
     for entry in sorted(os.scandir(folder), key=lambda entry: natural_key(entry.name)):
         if entry.is_symlink():
@@ -473,9 +473,9 @@ def listing(folder, suffixes, notes):
 def read_clip(source, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, fps=None, notes=None, threads=0):
     """A clip -> uint8 [T, H, W, 3], least <= T <= most, and its frames a second, None if nothing tells.
     source: a path (video, GIF, animated PNG, WebP or AVIF, strip, folder of frames), the bytes of a file, or
-    an array [T, H, W, 3]. size, crop: as crop_resize. every: keep each `every`-th frame. fps: keep so many of a
+    an array [T, H, W, 3]. size, crop: as crop_resize. every: keep a frame of so many. fps: keep so many of a
     second of the clip's own time. notes: as `note`. threads: of a video's decoder, 0 for all cores. Frames
-    after `most` are not decoded, and frames that are not kept do not become RGB. Raises DataError."""
+    after `most` are not decoded, and passed-over frames do not become RGB. Raises DataError."""
     notes = [] if notes is None else notes
     with reading("" if isinstance(source, (bytes, np.ndarray)) or callable(source) else source):
         source = source() if callable(source) else source
@@ -490,7 +490,7 @@ def read_clip(source, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, f
     return np.stack(video), rate
 
 def keep_frames(frames, most, size, crop, every, fps):
-    """Frames of clip_frames -> those that read_clip keeps, and how many of them a second has, or None."""
+    """Frames of clip_frames -> the frames kept by read_clip, and their frames a second, or None."""
     video = []
     first = None
     def fit(image, aspect=1.0):
@@ -516,16 +516,16 @@ def keep_frames(frames, most, size, crop, every, fps):
     rate = (number + 1) / stop / every if video and stop else None
     return video, fps or rate
 
-# ---- Videos: docs/videos.md says what containers tell and hide -------------------------------------------
+# ---- Videos: docs/videos.md lists how containers differ -------------------------------------------
 class TimesRunBackwards(Exception):
-    """A frame's time is not after that of the frame before it."""
+    """A frame's time is not after the time of the frame before."""
 
 def video_frames(file, notes, trust, threads):
-    """The frames of a video of any codec that FFmpeg decodes, as clip_frames yields them. Raises DataError,
+    """The frames of a video of any codec of FFmpeg, as clip_frames yields them. Raises DataError,
     also for a file cut short, and TimesRunBackwards if `trust` is put into the times of frames."""
     import av  # 100 MB of decoders: only for a video
 
-    # PyAV 19 has no metadata_errors: it always replaces.
+    # PyAV 19 has no metadata_errors, and always replaces.
     options = dict(metadata_errors="replace") if int(av.__version__.split(".")[0]) < 19 else {}
     with av.open(file, options=dict(format_whitelist=CONTAINERS), **options) as container:
         stream = best_stream(container)
@@ -534,12 +534,13 @@ def video_frames(file, notes, trust, threads):
             decoder = av.CodecContext.create(ALPHA_DECODERS[decoder.name], "r")
         decoder.thread_type = "AUTO"
         decoder.thread_count = threads
-        reformatter = av.video.reformatter.VideoReformatter()  # one for all frames: each has its set-up
+        # Making a reformatter costs more than converting a frame.
+        reformatter = av.video.reformatter.VideoReformatter()
         average, guess = float(stream.average_rate or 0), float(stream.guessed_rate or 25)
         rate = guess if not average or 0.9 * average <= guess <= 3 * average else average
         is_avi = container.format.name == "avi"
         trust = trust and container.format.name != "mpegvideo"  # a stream without a container has no times
-        slots = []  # the ticks of an AVI that hold a picture: it tells no other times
+        slots = []  # the ticks of an AVI with a picture: an AVI stores no other times
         end = 0.0  # of all packets, in seconds
         shown, tick, now, show = 0, 0, 0.0, None
         for packet in container.demux():
@@ -551,7 +552,7 @@ def video_frames(file, notes, trust, threads):
             try:
                 frames = decoder.decode(packet if packet.size else None)
             except av.FFmpegError as error:
-                # A broadcast starts within a group of pictures: what refers to pictures before it is lost.
+                # A broadcast starts within a group of pictures: pictures that refer to earlier ones are lost.
                 if shown:
                     check_whole(container, stream, slots, end, rate)
                     raise DataError(f"damaged after frame {shown}: fetch it again") from error
@@ -579,7 +580,7 @@ def video_frames(file, notes, trust, threads):
             yield show, 1 / rate, (tick + 1) / rate
 
 def best_stream(container):
-    """The stream that ffmpeg would take: the largest, a default stream before others, no cover. DataError."""
+    """The stream of ffmpeg's choice: the largest, a default stream before others, no cover. DataError."""
     from av.stream import Disposition
 
     def weight(stream):
@@ -594,16 +595,16 @@ def check_whole(container, stream, slots, end, rate):
     """Raises DataError if a header promises more than the file holds; a sound may run on, or pictures pause."""
     if container.format.name == "avi":
         held = slots[-1] + 1 if slots else 0
-        if held < stream.frames < 1 << 30:  # a film that was never finished promises 2^30
+        if held < stream.frames < 1 << 30:  # an unfinished film promises 2^30
             raise DataError(f"promises {stream.frames} frames, holds {len(slots)}: cut short? fetch it again")
-    elif container.duration and not container.format.name.startswith("mpeg"):  # which estimates it
+    elif container.duration and not container.format.name.startswith("mpeg"):  # MPEG's durations are estimates
         lasts = container.duration / 1e6
         if end < 0.95 * lasts - 1 / rate:
             raise DataError(f"promises {lasts:.2f} s, holds {end:.2f} s: cut short? fetch it again")
 
 def show_frame(frame, reformatter, aspect, fit):
     """A frame of PyAV -> fit(PIL RGB image, aspect): upright, transparent parts on white, in SDR."""
-    if frame.colorspace == UNSPECIFIED and frame.height >= 720:  # as players take it
+    if frame.colorspace == UNSPECIFIED and frame.height >= 720:  # as players do
         frame.colorspace = BT709
     has_alpha = any(component.is_alpha for component in frame.format.components)
     mode = "RGBA" if has_alpha else "RGB"
@@ -661,7 +662,7 @@ def is_frames(entries, above):
     return bool(above)
 
 def array_clips(path, axes, notes):
-    """Yield (name, a function that gives uint8 [T, H, W, 3]) for the clips in the arrays of an .npy or .npz:
+    """Yield (name, a function of no arguments -> uint8 [T, H, W, 3]) for the clips in the arrays of a file:
     uint8, or floats in [0, 1] or [-1, 1]. axes: their letters of N T H W C, as NTHWC or TNHW; None: a guess."""
     arrays = dict(read_arrays(path))
     names = arrays["names"].tolist() if {"videos", "names"} <= arrays.keys() else None
@@ -699,7 +700,7 @@ def to_bytes(clip, low):
     return np.ascontiguousarray(np.broadcast_to(clip, (*clip.shape[:3], 3)))
 
 def in_parallel(call, jobs, workers):
-    """Yield (job, the function that gives or raises call(*job)) in order, `workers` at a time."""
+    """Yield (job, a function that returns or raises as call(*job)) in order, `workers` at a time."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = collections.deque()
         for job in jobs:
@@ -744,7 +745,7 @@ def read_clips(paths, notes, least=1, most=MAX_FRAMES, workers=1, axes=None, **h
     return clips, rates
 
 def note(notes, verb, reason, name):
-    """Record a clip or file that was skipped, cut, read or toned in a certain way."""
+    """Record why a clip or file was skipped, cut, read or toned."""
     notes.append((verb, reason, printable(name)))
 
 def report(notes):
@@ -757,9 +758,9 @@ def report(notes):
     for (verb, _), (reason, names) in groups.items():
         print(f"{verb} {len(names)}: {reason}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
 
-# ---- Clips for nav.py: which clips, and which of their frames --------------------------------------------
+# ---- Clips for nav.py: clips, dictionary rows and windows --------------------------------------------
 def data_path(dataset):
-    """--dataset as a file: PATH.npz as it is, or data/NAME.npz."""
+    """--dataset as a file: PATH.npz itself, or data/NAME.npz."""
     return Path(dataset) if dataset.lower().endswith(".npz") else Path("data", f"{dataset}.npz")
 
 def find(dataset, count=None, layout=None, drawn=False):
@@ -803,7 +804,7 @@ def subset(clips, keep, every=1):
         full=np.concatenate(films), length=np.array([len(film) for film in films]))
 
 def compact(clips):
-    """The same clips without the dictionary rows that none of them uses: an unseen name has no codes."""
+    """The same clips without unused rows of the dictionaries: an unseen name has no codes."""
     i, static_id = np.unique(clips.static_id, return_inverse=True)
     k, transient_id = np.unique(clips.transient_id, return_inverse=True)
     return dataclasses.replace(
@@ -821,14 +822,14 @@ def movement(film):
     return change.reshape(T, 256) / max(1e-9, norm)
 
 def closest(windows, means):
-    """The index of the window [n, d] that is closest to each mean [S, d] -> int64 [S]."""
+    """The index of the window [n, d] closest to every mean [S, d] -> int64 [S]."""
     return (np.square(windows).sum(1) - 2 * means @ windows.T).argmin(1)
 
 def choose_windows(films, L, voters, starts=64, sweeps=40):
-    """The begin of the L frames in which films move alike -> int64 [len(films)].
-    Coordinate descent: each film in turn takes the window closest to the mean of the other films' windows,
-    until nothing changes. Of up to `starts` starts, each the windows closest to a film's window, the start
-    wins whose windows differ least in the end, relative to the motion of their mean. The first `voters`
+    """The begins of windows of L frames in which films move alike -> int64 [len(films)].
+    Coordinate descent: every film in turn takes the window closest to the mean of the other films' windows,
+    until nothing changes. A start is a window of some film, and the windows closest to it; of up to `starts`
+    starts, the start wins whose final windows differ least, relative to the motion of their mean. The first `voters`
     films make the means, the others only follow."""
     windows = [sliding_window_view(movement(film), L, 0).reshape(-1, 256 * L) for film in films]
     candidates = [window for film in windows[:voters] for window in film]
@@ -852,9 +853,9 @@ def choose_windows(films, L, voters, starts=64, sweeps=40):
     return begin[:, disagreement.argmin()]
 
 def aligned(clips, held_out=()):
-    """nav.py --window aligned: for each clip the begin of its window -> int64 [N].
-    Clips of a transient row get the windows in which they move alike. Clips of indices `held_out` have no
-    say: they take the window that moves most like the mean of the others."""
+    """nav.py --window aligned: the begin of every clip's window -> int64 [N].
+    Clips of a transient row get windows in which the clips move alike. Clips of indices `held_out` have no
+    say: they take the window closest to the mean of the other clips' windows."""
     L = clips.videos.shape[1]
     films = np.split(clips.full, clips.length.cumsum()[:-1])
     begin = np.zeros(len(films), int)
@@ -873,9 +874,9 @@ def at_windows(clips, begin):
     videos = np.stack([film[at : at + L] for film, at in zip(films, begin)])
     return dataclasses.replace(clips, full=None, videos=videos)
 
-# ---- Downloads and archives: streams that are never unpacked ---------------------------------------------
+# ---- Downloads and archives: streams, never unpacked ---------------------------------------------
 class Remote:
-    """The bytes of an http(s) address from `position` on, as a file that resumes a broken connection."""
+    """The bytes of an http(s) address from `position` on, as a file. A broken connection is resumed."""
     def __init__(self, url, position=0):
         self.url = url
         self.position = position
@@ -919,7 +920,7 @@ def download_if_url(source, options):
     if "://" not in source:
         return Path(source)
     name = re.sub("[^A-Za-z0-9._-]", "", source.split("?")[0].rstrip("/").rpartition("/")[2])
-    # The checksum tells apart addresses that end in the same name.
+    # The checksum tells apart addresses with equal last parts.
     path = Path(options.out, "downloads", f"{zlib.crc32(source.encode()):08x}-{name}")
     part = path.with_name(path.name + ".part")
     if not path.exists():
@@ -975,7 +976,7 @@ def members(source, notes):
                 if not info.isdir() and is_usable(info.name, info.isreg(), info.size):
                     yield info.name, lambda: archive.extractfile(info).read()
 
-# ---- The sets: a function for each command, (options, notes) -> Clips ----------------------------------
+# ---- The sets: a function a command, (options, notes) -> Clips ----------------------------------
 CHAIR = "https://www.di.ens.fr/willow/research/seeing3Dchairs/data/rendered_chairs.tar"
 WEIZMANN = "http://www.wisdom.weizmann.ac.il/~vision/VideoAnalysis/Demos/SpaceTimeActions/DB/"
 GOLF = "http://data.csail.mit.edu/videogan/golf.tar.bz2"
@@ -987,7 +988,7 @@ STRIP = re.compile(r"^.*frames-stable-many/|\.\w+$")  # the parts of a golf stri
 
 def chair(options, notes):
     """'Seeing 3D Chairs' (Sec. 4.1, Appendix A).
-    A model has 31 views at each of two elevations. Its four sequences are, at either elevation, 16 views from
+    A model has 31 views at either of two elevations. Its four sequences are, at either elevation, 16 views from
     the first on, and 16 from half a turn later on, over the end of the circle. 820 models are drawn with the
     seed. Clips come sequence by sequence, first the lower elevation's first half; --clips cuts them."""
     source = download_if_url(options.source or CHAIR, options)
@@ -1055,8 +1056,8 @@ def weizmann(options, notes):
 def golf(options, notes):
     """Golf scenes of 'Generating Videos with Scene Dynamics' (Sec. 4.1).
     Reading stops when there are enough clips, so the draw is made on the way: the seed tosses for every
-    strip, one in four is taken, and one from each video (a folder) if the list has as many videos as clips
-    are wanted. The strips that the toss passed over fill up a small archive. A clip is its first frames."""
+    strip, a quarter is taken, and a single strip of a video (a folder) if the list has as many videos as clips
+    are wanted. Strips passed over by the toss fill up a small archive. A clip is its first frames."""
     source = options.source or GOLF
     listed = golf_list(source)
     video_of = os.path.dirname  # the strips of a video share a folder
@@ -1077,7 +1078,7 @@ def golf(options, notes):
                 take[name], _ = read_clip(read(), options.frames, options.frames, options.size)
         if len(clips) >= options.clips:
             break
-    # Fill up, first with strips of videos that gave none.
+    # Fill up, first with strips of further videos.
     for any_video, name in itertools.product((False, True), list(spare)):
         if name in spare and (any_video or video_of(name) not in map(video_of, clips)):
             clips[name] = spare.pop(name)
@@ -1140,10 +1141,10 @@ def draw(options, _):
     return draw_chairs(options.clips or 64, options.frames, options.size, options.seed, progress)
 
 # ---- Drawn chairs: the stand-in of `--dataset chair` until the real renders are there --------------------
-# A chair is a list of convex solids, which may overlap. A solid is a lower and an upper ring of corners,
+# A chair is a list of convex solids; they may overlap. A solid is a lower and an upper ring of corners,
 # complex [2n] (x + iy in metres; the front is +y), their heights [2n] and a colour.
 
-AZIMUTHS = 31  # those of 'Seeing 3D Chairs', at an elevation of 20 degrees
+AZIMUTHS = 31  # as in 'Seeing 3D Chairs', at an elevation of 20 degrees
 SUPERSAMPLE = 4  # rays of a pixel: 4 x 4
 
 def colour(hue, saturation, value):
@@ -1196,7 +1197,7 @@ def make_chair(rng):
         add(*part)
     for part in arms[rng.choice(list(arms))] if back != "tub" else []:
         add(*part)
-    # Parts of a back: x of the middle, shares of the height where it begins and ends, half sizes, colour.
+    # Parts of a back: x of the middle, begin and end as shares of the height, half sizes, colour.
     edge = (w - 0.022, 0, 1, 0.022, 0.022, wood)
     backs = dict(
         panel=[(0, 0, 1, w, 0.022, soft)],
@@ -1230,14 +1231,14 @@ def render_chair(solids, frames, size):
     x, y = (np.arange(big) + 0.5 - big / 2) * step + (low + high)[:, None] / 2
     rays = np.stack([*np.meshgrid(x, y), np.ones((big, big))]).astype(np.float32)
     # Along a ray, 1 / depth of a plane is linear in the ray's x and y. A ray enters a convex solid through
-    # the farthest of the planes that face the camera, and leaves it through the nearest of the others.
+    # the farthest of the planes facing the camera, and leaves it through the nearest of the other planes.
     views = min(frames, AZIMUTHS)
     nearest = np.zeros((views, big, big), np.float32)  # 1 / depth of the first solid on each ray
     pictures = np.full((views, big, big, 3), 255, np.uint8)
     for points, spots, (rings, _, tint) in zip(seen, flat, solids):
         n = len(rings) // 2
         k = np.arange(n)
-        # Three corners of each face: the sides, the lower ring and the upper ring.
+        # Three corners of a face: the sides, the lower ring and the upper ring.
         faces = np.hstack([(k, np.roll(k, -1), k + n), ((0, n), (1, n + 1), (2, n + 2))])
         a, b, c = points[:, faces].swapaxes(0, 1)
         planes = np.cross(b - a, c - a)
@@ -1259,7 +1260,7 @@ def render_chair(solids, frames, size):
     return np.stack([small[k % AZIMUTHS] for k in range(frames)])
 
 def draw_chairs(clips=64, frames=16, size=64, seed=0, progress=lambda done, total: None):
-    """Drawn chairs -> Clips, uint8 [clips, frames, size, size, 3]: an identity a clip, one rotation for all.
+    """Drawn chairs -> Clips, uint8 [clips, frames, size, size, 3]: an identity a clip, the same rotation for all.
     Clip j depends on seed and j alone. progress(done, total) is called after every clip."""
     videos = np.empty((clips, frames, size, size, 3), np.uint8)
     for index in range(clips):
@@ -1275,8 +1276,8 @@ def draw_chairs(clips=64, frames=16, size=64, seed=0, progress=lambda done, tota
 
 KEPT = 40  # frames of a drawn clip: a window of 16 and more than a period of any action
 # Columns: whether the person is seen from the side; frames of a period; frames to cross the picture (0: the
-# person stays); phase of the far limbs; arms that move. Then four key values, or 2 that come twice, or 1 that
-# stays, of thigh, knee, arm, elbow and lean (degrees, forwards, or outwards if seen from the front), and of
+# person stays); phase of the far limbs; moving arms. Then four key values (2 values come twice, 1 value
+# stays) of thigh, knee, arm, elbow and lean (degrees, forwards, or outwards if seen from the front), and of
 # the lift off the ground (in heights of the person; below 0 the legs bend).
 MOTIONS = """
 bend   1 32  0 0 2   | 2 -4          | -2              | 4 22          | 4      | 0 126     | 0
@@ -1346,7 +1347,7 @@ def draw_clip(person, motion, t):
     head = 0.41 * spine
     face = head + 0.036 * facing * from_side + 0.02j
     trunk = [(0 * head, 0.65 * head, girth, shirt), (head, head, 0.075, 0.3 * skin), (face, face, 0.06, skin)]
-    # The lower foot stands on the ground, or is lifted off it.
+    # The lower foot stands on the ground, or is lifted.
     lowest = np.maximum(bars[True][1][1].imag, bars[False][1][1].imag)
     hips = (0.17 + 0.66 * np.minimum(across, 2 - across) + 0.865j) / height - 1j * (lowest + lift.clip(0))
     size = len(background) * SUPERSAMPLE
@@ -1368,7 +1369,7 @@ def draw_clip(person, motion, t):
 
 def draw_people(frames=16, size=64, seed=0, progress=lambda done, total: None):
     """Drawn people -> Clips, uint8 [90, frames, size, size, 3], 9 persons x 10 actions, at least 40 frames
-    of each in `full`. progress(done, total) is called after every clip."""
+    a clip in `full`. progress(done, total) is called after every clip."""
     pairs = list(itertools.product(PERSONS, ACTIONS))
     motions = read_motions()
     clips = []
@@ -1400,7 +1401,7 @@ class Progress:
         print(f"{self.what}: {done:.0f}{rest}", file=sys.stderr)
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are a single line, as all others."""
+    """argparse with errors of a single line."""
     def error(self, message):
         raise DataError(f"{message}; see {self.prog} --help")
 
@@ -1468,7 +1469,7 @@ def name_pattern(text):
     return text
 
 def options_of(options):
-    """The options that decide what is in a set -> JSON, which the set remembers. Of paths it has checksums."""
+    """The options that decide the content of a set -> JSON, with checksums for paths."""
     how = {key: value for key, value in sorted(vars(options).items())
            if key not in ("command", "prepare", "fetched", "out", "name", "force", "keep", "workers")}
     paths = options.source if isinstance(options.source, list) else [options.source or ""]
@@ -1517,7 +1518,7 @@ def run(options):
         print(f"kept {printable(path)}") if options.keep else path.unlink()
 
 def main(arguments=None):
-    """The command line -> exit status: 0, 2 after an error of one line, 130 after Ctrl-C."""
+    """The command line -> exit status: 0, 2 after an error line, 130 after Ctrl-C."""
     try:
         return run(parse(arguments)) or 0
     except (DataError, OSError) as error:
