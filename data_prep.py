@@ -51,12 +51,12 @@ BACKOFF = 0.5  # seconds after the first failure of a connection, doubled after 
 TIMEOUT = 30  # seconds without an answer
 SIDES = (16, 32, 64, 128, 256)  # of the frames of nav.py's generator
 MIN_FRAMES = 4  # the shortest clip with a triplet of radius 2
-# Hostile bytes may reach these decoders of PIL and containers of FFmpeg: no playlist, for playlists name files.
+# Hostile bytes may reach these decoders of PIL and containers of FFmpeg: no playlist, which names files.
 DECODERS = ("PNG", "GIF", "WEBP", "AVIF", "JPEG", "BMP", "TIFF", "PPM")
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegvideo,mpegts,ogg,flv,asf,m4v"
 STILL = tuple(".png .apng .webp .jpg .jpeg .bmp .tif .tiff .ppm .pgm".split())
-MOVING = tuple(".gif .avif .mp4 .m4v .mov .3gp .webm .mkv .avi .divx .mpg .mpeg .m1v .m2v .vob .ts .mts .m2ts .ogv "
-               ".flv .wmv .asf".split())
+MOVING = tuple(".gif .avif .mp4 .m4v .mov .3gp .webm .mkv .avi .divx .mpg .mpeg .m1v .m2v .vob .ts .mts "
+               ".m2ts .ogv .flv .wmv .asf".split())
 ALPHA_DECODERS = dict(vp8="libvpx", vp9="libvpx-vp9")  # FFmpeg's own VP8 and VP9 drop the alpha of a WebM
 BT709, UNSPECIFIED = 1, 2  # FFmpeg's numbers of matrices
 PQ, HLG = 16, 18  # and of transfer functions
@@ -137,8 +137,8 @@ class Clips:
 
 def from_clips(clips, frames, names, static, transient, source, kind, rates=()):
     """A list of clips uint8 [T, H, W, 3], T >= frames, with their static and transient names -> Clips.
-    Names become rows in the order of their first appearance. rates: frames a second of the clips, or None. The
-    list is emptied on the way, to hold no clip twice. Raises DataError for an empty list."""
+    Names become rows in the order of their first appearance. rates: frames a second of the clips, or None.
+    The list is emptied on the way, to hold no clip twice. Raises DataError for an empty list."""
     if not clips:
         raise DataError(f"{source}: no usable clip: nothing was written")
     length = np.array([len(clip) for clip in clips], np.int64)
@@ -159,7 +159,7 @@ def from_clips(clips, frames, names, static, transient, source, kind, rates=()):
 
 def write_beside(path, write):
     """Write a file whole or not at all: write(temporary path, of the same suffix), flush to disk, rename.
-    An OSError goes on, and no temporary file is left; the temporary files of killed processes go after an hour."""
+    An OSError goes on, and no temporary file is left; those of killed processes go after an hour."""
     path = Path(path)
     for old in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
         with contextlib.suppress(OSError):
@@ -192,7 +192,7 @@ def save(clips, path):
     write_beside(path, write)
 
 def read_arrays(path):
-    """Yield (key, array) of an npz, or (stem, array) of an npy, nothing unpickled. DataError for large ones."""
+    """Yield (key, array) of an npz, or (stem, array) of an npy. Nothing is unpickled. DataError if large."""
     if str(path).lower().endswith(".npy"):
         yield Path(path).stem, np.load(path, mmap_mode="r", allow_pickle=False)
         return
@@ -459,7 +459,7 @@ def natural_key(name):
     return [*key, (parts[-1],)]
 
 def listing(folder, suffixes, notes):
-    """The folders of a folder, and its files with a suffix of `suffixes`, in natural order. Raises OSError."""
+    """The folders in a folder, and the files with a suffix of `suffixes`, in natural order. OSError."""
     found = []
     for entry in sorted(os.scandir(folder), key=lambda entry: natural_key(entry.name)):
         if entry.is_symlink():
@@ -470,7 +470,8 @@ def listing(folder, suffixes, notes):
             found.append(entry)
     return found
 
-def read_clip(source, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, fps=None, notes=None, threads=0):
+def read_clip(source, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, fps=None, notes=None,
+              threads=0):
     """A clip -> uint8 [T, H, W, 3], least <= T <= most, and its frames a second, None if nothing tells.
     source: a path (video, GIF, animated PNG, WebP or AVIF, strip, folder of frames), the bytes of a file, or
     an array [T, H, W, 3]. size, crop: as crop_resize. every: keep a frame of so many. fps: keep so many of a
@@ -485,7 +486,8 @@ def read_clip(source, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, f
                 video, rate = keep_frames(frames, most, size, crop, every, fps)
                 break
         if len(video) < least:
-            gif = " (a GIF merges equal frames: --fps counts time)" if str(source).lower().endswith(".gif") else ""
+            is_gif = str(source).lower().endswith(".gif")
+            gif = " (a GIF merges equal frames: --fps counts time)" if is_gif else ""
             raise DataError(f"fewer than {least} frames: {len(video)}{gif}")
     return np.stack(video), rate
 
@@ -497,7 +499,7 @@ def keep_frames(frames, most, size, crop, every, fps):
         nonlocal first
         first = first or image.size
         if image.size != first:
-            raise DataError(f"frame {number} is %d x %d, the frames before it %d x %d" % (*image.size, *first))
+            raise DataError(f"frame {number} is %d x %d, those before %d x %d" % (*image.size, *first))
         return crop_resize(image, size, crop, aspect=aspect)
     for number, (show, seconds, stop) in enumerate(frames):
         times = 0 if number % every else 1
@@ -585,19 +587,20 @@ def best_stream(container):
 
     def weight(stream):
         return stream.width * stream.height + 5_000_000 * bool(stream.disposition & Disposition.default)
-    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    streams = container.streams.video
+    films = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
     stream = max(films, key=weight, default=None)
     if stream is None or stream.width * stream.height > MAX_PIXELS:
         raise DataError(f"holds no pictures, or pictures of over {MAX_PIXELS} pixels: scale them down")
     return stream
 
 def check_whole(container, stream, slots, end, rate):
-    """Raises DataError if a header promises more than the file holds; a sound may run on, or pictures pause."""
+    """Raises DataError if a header promises more than the file holds. Sound may run on, pictures pause."""
     if container.format.name == "avi":
         held = slots[-1] + 1 if slots else 0
         if held < stream.frames < 1 << 30:  # an unfinished film promises 2^30
             raise DataError(f"promises {stream.frames} frames, holds {len(slots)}: cut short? fetch it again")
-    elif container.duration and not container.format.name.startswith("mpeg"):  # MPEG's durations are estimates
+    elif container.duration and not container.format.name.startswith("mpeg"):  # MPEG's are estimates
         lasts = container.duration / 1e6
         if end < 0.95 * lasts - 1 / rate:
             raise DataError(f"promises {lasts:.2f} s, holds {end:.2f} s: cut short? fetch it again")
@@ -626,13 +629,15 @@ def show_frame(frame, reformatter, aspect, fit):
     return to_sdr(picture, frame.color_trc) if frame.color_trc in (HLG, PQ) else picture
 
 def to_sdr(picture, transfer):
-    """HLG or PQ of BT.2020, uint8 [H, W, 3] -> sRGB (BT.2100, BT.2408: diffuse white is 75 % HLG, 203 nits)."""
+    """HLG or PQ of BT.2020, uint8 [H, W, 3] -> sRGB (BT.2100; BT.2408: white is 75 % HLG, 203 nits)."""
     v = picture / 255
     if transfer == HLG:
-        light = np.where(v <= 0.5, v ** 2 / 3, (np.exp((v - 0.55991073) / 0.17883277) + 0.28466892) / 12) / 0.265
+        bright = (np.exp((v - 0.55991073) / 0.17883277) + 0.28466892) / 12
+        light = np.where(v <= 0.5, v ** 2 / 3, bright) / 0.265
     else:
         p = v ** (1 / 78.84375)
-        light = 10000 / 203 * (np.maximum(p - 0.8359375, 0) / (18.8515625 - 18.6875 * p)) ** (1 / 0.1593017578125)
+        ratio = np.maximum(p - 0.8359375, 0) / (18.8515625 - 18.6875 * p)
+        light = 10000 / 203 * ratio ** (1 / 0.1593017578125)
     to_709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
     light = (light @ to_709.T).clip(0, 1)
     srgb = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
@@ -663,7 +668,7 @@ def is_frames(entries, above):
 
 def array_clips(path, axes, notes):
     """Yield (name, a function of no arguments -> uint8 [T, H, W, 3]) for the clips in the arrays of a file:
-    uint8, or floats in [0, 1] or [-1, 1]. axes: their letters of N T H W C, as NTHWC or TNHW; None: a guess."""
+    uint8, or floats in [0, 1] or [-1, 1]. axes: letters of N T H W C, as NTHWC or TNHW; None: a guess."""
     arrays = dict(read_arrays(path))
     names = arrays["names"].tolist() if {"videos", "names"} <= arrays.keys() else None
     for key, array in ({"videos": arrays["videos"]} if names else arrays).items():
@@ -671,14 +676,15 @@ def array_clips(path, axes, notes):
         low, high = (array.min(), array.max()) if array.size and array.dtype.kind == "f" else (0, 255)
         is_clip = set("THW") <= set(order) <= set("NTHWC") and len(order) == len(set(order)) == array.ndim
         if not is_clip or array.dtype != np.uint8 and not -1 <= low <= high <= 1 or array.size == 0:
-            note(notes, "skipped", "clips are uint8 or floats in [-1, 1]; --axes names the axes, as NTHWC or TNHW",
-                 f"{key}: {array.dtype} {array.shape}")
+            note(notes, "skipped", "clips are uint8 or floats in [-1, 1]; --axes names the axes, as NTHWC or "
+                 "TNHW", f"{key}: {array.dtype} {array.shape}")
             continue
         array = array.transpose([order.index(letter) for letter in "NTHWC" if letter in order])
         array = array if "N" in order else array[None]
         array = array if "C" in order else array[..., None]
         if array.dtype != np.uint8 or order not in ("NTHWC", "THWC"):
-            kind = "uint8" if array.dtype == np.uint8 else "floats in [0, 1]" if low >= 0 else "floats in [-1, 1]"
+            floats = "floats in [0, 1]" if low >= 0 else "floats in [-1, 1]"
+            kind = "uint8" if array.dtype == np.uint8 else floats
             note(notes, "read", f"as {order}, {kind}", f"{key} {array.shape}")
         if array.shape[1] > MAX_FRAMES or array.shape[-1] not in (1, 3):
             raise DataError(f"{key}: {array.shape} as N, T, H, W, C: --axes names the axes, as TNHW")
@@ -711,8 +717,8 @@ def in_parallel(call, jobs, workers):
 
 def read_clips(paths, notes, least=1, most=MAX_FRAMES, workers=1, axes=None, **how):
     """The clips of files, folders, .npy and .npz -> {name: uint8 [T, H, W, 3]}, and {name: frames a second}.
-    least <= T; a longer clip is cut after `most`. how: size, crop, every and fps of read_clip. notes: as `note`.
-    Raises DataError if a path cannot be read at all."""
+    least <= T; a longer clip is cut after `most`. how: size, crop, every and fps of read_clip. notes: as
+    `note`. Raises DataError if a path cannot be read at all."""
     jobs = []
     for path in paths:
         if str(path).lower().endswith((".npy", ".npz")) and os.path.isfile(path):
@@ -721,7 +727,7 @@ def read_clips(paths, notes, least=1, most=MAX_FRAMES, workers=1, axes=None, **h
         elif os.path.isdir(path) or str(path).lower().endswith(STILL + MOVING) and os.path.isfile(path):
             jobs += find_clips(path, notes)
         else:
-            raise DataError(f"{printable(path)}: neither clips nor a folder of clips: unpack an archive first")
+            raise DataError(f"{printable(path)}: no clips and no folder of clips: unpack an archive first")
     if how.get("size"):
         most = min(most, MAX_SET // (max(1, len(jobs)) * 3 * how["size"] ** 2))
     if most < least:
@@ -729,7 +735,8 @@ def read_clips(paths, notes, least=1, most=MAX_FRAMES, workers=1, axes=None, **h
 
     def read(name, source):
         own_notes = []
-        return read_clip(source, least, most + 1, notes=own_notes, threads=1 if workers > 1 else 0, **how), own_notes
+        threads = 1 if workers > 1 else 0
+        return read_clip(source, least, most + 1, notes=own_notes, threads=threads, **how), own_notes
     clips, rates = {}, {}
     progress = Progress("reading")
     for done, ((name, source), result) in enumerate(in_parallel(read, jobs, workers), 1):
@@ -829,8 +836,8 @@ def choose_windows(films, L, voters, starts=64, sweeps=40):
     """The begins of windows of L frames in which films move alike -> int64 [len(films)].
     Coordinate descent: every film in turn takes the window closest to the mean of the other films' windows,
     until nothing changes. A start is a window of some film, and the windows closest to it; of up to `starts`
-    starts, the start wins whose final windows differ least, relative to the motion of their mean. The first `voters`
-    films make the means, the others only follow."""
+    starts, the start wins whose final windows differ least, relative to the motion of their mean. The first
+    `voters` films make the means, the others only follow."""
     windows = [sliding_window_view(movement(film), L, 0).reshape(-1, 256 * L) for film in films]
     candidates = [window for film in windows[:voters] for window in film]
     picked = np.linspace(0, len(candidates) - 1, min(starts, len(candidates))).astype(int)
@@ -988,7 +995,7 @@ STRIP = re.compile(r"^.*frames-stable-many/|\.\w+$")  # the parts of a golf stri
 
 def chair(options, notes):
     """'Seeing 3D Chairs' (Sec. 4.1, Appendix A).
-    A model has 31 views at either of two elevations. Its four sequences are, at either elevation, 16 views from
+    A model has 31 views at two elevations. Its four sequences are, at both elevations, 16 views from
     the first on, and 16 from half a turn later on, over the end of the circle. 820 models are drawn with the
     seed. Clips come sequence by sequence, first the lower elevation's first half; --clips cuts them."""
     source = download_if_url(options.source or CHAIR, options)
@@ -1056,8 +1063,8 @@ def weizmann(options, notes):
 def golf(options, notes):
     """Golf scenes of 'Generating Videos with Scene Dynamics' (Sec. 4.1).
     Reading stops when there are enough clips, so the draw is made on the way: the seed tosses for every
-    strip, a quarter is taken, and a single strip of a video (a folder) if the list has as many videos as clips
-    are wanted. Strips passed over by the toss fill up a small archive. A clip is its first frames."""
+    strip, a quarter is taken, and a single strip of a video (a folder) if the list has as many videos as
+    clips are wanted. Strips passed over by the toss fill up a small archive. A clip is its first frames."""
     source = options.source or GOLF
     listed = golf_list(source)
     video_of = os.path.dirname  # the strips of a video share a folder
@@ -1111,7 +1118,7 @@ def folder(options, notes):
         match = re.search(pattern, name)
         cell = (match["static"], match["transient"] if options.grid else name) if match else None
         if cell is None or "" in cell:
-            note(notes, "skipped", "its name has no static and transient part as --grid or --pattern asks", name)
+            note(notes, "skipped", "its name has no static and transient part for --grid or --pattern", name)
         elif cell in cells:
             note(notes, "skipped", "a second clip of its static and transient name", name)
         else:
@@ -1126,12 +1133,10 @@ def folder(options, notes):
             if len(names) < 2:
                 raise DataError(f"--grid: all clips have the {kind} name {names[0]}; --pattern finds others")
         print(f"{len(cells)} of {len(axes[0]) * len(axes[1])} cells are filled")
-    names = list(cells.values())
-    return from_clips([clips.pop(name) for name in names], options.frames, [printable(name, 1000) for name in names],
-                      [printable(static, 1000) for static, _ in cells],
-                      [printable(transient, 1000) for _, transient in cells],
+    rows = [[printable(text, 1000) for text in texts] for texts in (cells.values(), *zip(*cells))]
+    return from_clips([clips.pop(name) for name in cells.values()], options.frames, *rows,
                       f"clips of {printable(Path(options.source[0]).resolve().name)}", "own",
-                      [rates[name] for name in names])
+                      [rates[name] for name in cells.values()])
 
 def draw(options, _):
     """The drawn stand-ins, as a file."""
@@ -1260,7 +1265,7 @@ def render_chair(solids, frames, size):
     return np.stack([small[k % AZIMUTHS] for k in range(frames)])
 
 def draw_chairs(clips=64, frames=16, size=64, seed=0, progress=lambda done, total: None):
-    """Drawn chairs -> Clips, uint8 [clips, frames, size, size, 3]: an identity a clip, the same rotation for all.
+    """Drawn chairs -> Clips, uint8 [clips, frames, size, size, 3]: an identity a clip, a rotation for all.
     Clip j depends on seed and j alone. progress(done, total) is called after every clip."""
     videos = np.empty((clips, frames, size, size, 3), np.uint8)
     for index in range(clips):
@@ -1433,7 +1438,8 @@ def parse(arguments):
         if command == "folder":
             add("source", metavar="path", nargs="+")
             add("--grid", action="store_true", help="clips are named static_transient: two dictionaries")
-            add("--pattern", metavar="REGEX", type=name_pattern, help="--grid by groups `static` and `transient`; "
+            add("--pattern", metavar="REGEX", type=name_pattern,
+                help="--grid by groups `static` and `transient`: "
                 "KTH: (?P<static>person[0-9]+)_(?P<transient>[a-z]+)_d1, "
                 "UCF101: v_(?P<transient>[A-Za-z]+)_(?P<static>g[0-9]+)_c01")
             add("--axes", metavar="LETTERS", help="of an array, as NTHWC, or TNHW of Moving MNIST (a guess)")

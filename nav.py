@@ -64,10 +64,10 @@ expert_setting = partial(setting, expert=True)
 class Settings:
     """The settings of a training. Every field is an option: lambda_t is --lambda-t."""
     recipe: str = setting(("fast", "paper"), "paper: Sec. 3.1's two stages with Table 6's rates and updates")
-    steps: int = setting(2650, "updates (2650, weizmann 3000, many clips more; paper: Table 6's times clips)", 1)
+    steps: int = setting(2650, "updates (2650, weizmann 3000, many clips more; paper: Table 6 x clips)", 1)
     layout: str = setting(("file", "static", "grid", "both", "transient"), "which clips share codes. "
-                          "static: a static code each, transient codes of all; transient: the reverse; both: codes "
-                          "of their own; grid: as the names static_transient; file: as prepared")
+                          "static: a static code each, transient codes of all; transient: the reverse; both: "
+                          "codes of their own; grid: as the names static_transient; file: as prepared")
     window: str = setting(("first", "random", "aligned"), "which L frames of a longer clip. random: drawn in "
                           "each step (paper); aligned: clips of an action in phase (fast, weizmann)")
     hold_out: int = setting(0, "keep N cells of a grid from training, and measure them", 0)

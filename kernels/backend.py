@@ -77,8 +77,8 @@ def name_backend(device):
     return "triton" if reason is None else f"torch: {reason}"
 
 def keep_freed_memory():
-    """Linux with glibc: memory that a training step frees stays with the process, which otherwise returns large
-    blocks to the system and waits for new, zeroed pages in the next step."""
+    """Linux with glibc: memory that a training step frees stays with the process, which otherwise returns
+    large blocks to the system and waits for new, zeroed pages in the next step."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:  # other C libraries than glibc have none
         M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
