@@ -30,6 +30,7 @@ import warnings
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -58,7 +59,7 @@ STILL = tuple(".png .apng .webp .jpg .jpeg .bmp .tif .tiff .ppm .pgm".split())
 MOVING = tuple(".gif .avif .mp4 .m4v .mov .3gp .webm .mkv .avi .divx .mpg .mpeg .m1v .m2v .vob .ts .mts "
                ".m2ts .ogv .flv .wmv .asf".split())
 ALPHA_DECODERS = dict(vp8="libvpx", vp9="libvpx-vp9")  # FFmpeg's own VP8 and VP9 drop the alpha of a WebM
-BT709, UNSPECIFIED = 1, 2  # FFmpeg's numbers of matrices
+BT709, UNSPECIFIED, BT601 = 1, 2, 6  # FFmpeg's numbers of matrices
 PQ, HLG = 16, 18  # and of transfer functions
 
 class DataError(ValueError):
@@ -182,10 +183,20 @@ def save(clips, path):
     arrays = dict(vars(clips))
     if len(clips.full) == clips.videos.shape[0] * clips.videos.shape[1]:
         del arrays["full"], arrays["length"]
+    write_npz(path, arrays)
 
+def write_npz(path, arrays, count=0, parts=()):
+    """A compressed npz of arrays {key: array}; with a count also of `videos`, uint8, from parts [k, ...]."""
     def write(temporary):
         # As np.savez_compressed, but a fast compression: video frames hardly gain by more.
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=4) as archive:
+            if count:
+                rest = iter(parts)
+                first = next(rest)
+                with archive.open("videos.npy", "w", force_zip64=True) as file:
+                    header = dict(descr="|u1", fortran_order=False, shape=(count, *first.shape[1:]))
+                    np.lib.format.write_array_header_1_0(file, header)
+                    file.writelines(part.tobytes() for part in itertools.chain([first], rest))
             for key, array in arrays.items():
                 with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
@@ -286,17 +297,21 @@ def take_folder(folder, keep, say):
         say(f"{folder} held a run: moved to {earlier}")
     return lock
 
-# ---- Pictures out: contact sheets, GIFs and the curve ----------------------------------------------------
-def sheet(rows, path, gap=2, frames=None, row_labels=None, column_labels=None):
-    """A PNG of a grid of pictures. rows: uint8 [R, K, H, W, 3], or lists of equal images [H, W, 3].
-    frames: [R][K] of a colour or None, drawn around single cells. row_labels, column_labels: short texts."""
+# ---- Pictures and clips out ------------------------------------------------------------------------------
+def draw_sheet(rows, gap=2, frames=None, row_labels=None, column_labels=None, title=""):
+    """A grid of pictures with a title, as a PIL image. rows: uint8 [R, K, H, W, 3], or lists of equal images
+    [H, W, 3]. frames: [R][K] of a colour or None, drawn around single cells. row_labels: short texts, also of
+    two lines; column_labels: short texts."""
     high, wide = rows[0][0].shape[:2]
     font = ImageFont.load_default(12)
-    left = gap + max([int(font.getlength(text)) + 6 for text in row_labels or []], default=0)
-    top = gap + (18 if column_labels else 0)
+    lines = [line for text in row_labels or [] for line in text.split("\n")]
+    left = gap + max([int(font.getlength(line)) + 6 for line in lines], default=0)
+    labels_top = gap + 18 * bool(title)
+    top = labels_top + 18 * bool(column_labels)
     size = (left + max(map(len, rows)) * (wide + gap), top + len(rows) * (high + gap))
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
+    draw.text((3, 9), title, "black", font, anchor="lm")
     for r, row in enumerate(rows):
         y = top + r * (high + gap)
         if row_labels:
@@ -308,19 +323,101 @@ def sheet(rows, path, gap=2, frames=None, row_labels=None, column_labels=None):
                 around = (x - gap, y - gap, x + wide + gap - 1, y + high + gap - 1)
                 draw.rectangle(around, None, frames[r][k], gap)
     for k, text in enumerate(column_labels or []):
-        draw.text((left + k * (wide + gap) + wide // 2, 9), text, "black", font, anchor="mm")
-    write_beside(path, picture.save)
+        draw.text((left + k * (wide + gap) + wide // 2, labels_top + 9), text, "black", font, anchor="mm")
+    return picture
 
-def write_gif(video, path, fps=8):
-    """A looped GIF of uint8 [T, H, W, 3]. A single palette and no dithering: a still ground stays still.
+def sheet(rows, path, **more):
+    """draw_sheet as a PNG."""
+    write_beside(path, draw_sheet(rows, **more).save)
+
+CLIP_SUFFIXES = ("mp4", "gif", "webp", "png")
+
+def write_clip(video, path, fps=8, scale=1):
+    """uint8 [T, H, W, 3] -> a file of T / fps seconds, every pixel `scale` x `scale` as large. By its suffix:
+    .mp4 (H.264), .gif (255 colours and white), .webp or .png (animated, exact). All but .mp4 are looped."""
+    video = video.repeat(scale, 1).repeat(scale, 2)
+    suffix = Path(path).suffix
+    write = write_mp4 if suffix == ".mp4" else write_gif if suffix == ".gif" else write_exact
+    write_beside(path, partial(write, video, fps))
+
+def write_exact(video, fps, path):
+    first, *others = [Image.fromarray(frame) for frame in video]
+    first.save(path, save_all=True, append_images=others, duration=delays(len(video), fps, 1), loop=0,
+               lossless=True)
+
+def delays(T, fps, unit):
+    """How long T frames stay: multiples of `unit` milliseconds, and T / fps seconds in all."""
+    ends = np.round(np.arange(T + 1) * 1000 / fps / unit) * unit
+    return np.diff(ends).astype(int).tolist()
+
+def write_gif(video, fps, path):
+    """A single palette and no dithering: a still ground stays still. White stays white to the bit.
     Browsers show a delay under 20 ms as 100 ms: above 50 frames a second, frames are dropped instead."""
-    every = -(-fps // 50)
-    delay = max(20, round(1000 * every / fps))
-    palette = Image.fromarray(video.reshape(-1, *video.shape[2:])).quantize(256, Image.Quantize.MEDIANCUT)
-    frames = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
-              for frame in video[::every]]
-    options = dict(save_all=True, append_images=frames[1:], duration=delay, loop=0)
-    write_beside(path, lambda temporary: frames[0].save(temporary, **options))
+    every = math.ceil(fps / 50)
+    video = video[::every]
+    T, H, W, _ = video.shape
+    everything = Image.fromarray(video.reshape(T * H, W, 3))
+    found = everything.quantize(255, Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE)
+    colours = found.getpalette()
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colours + [255] * (768 - len(colours)))
+    index = everything.quantize(palette=palette, dither=Image.Dither.NONE)
+    index = np.where((video == 255).all(-1), 255, np.asarray(index).reshape(T, H, W)).astype(np.uint8)
+    frames = [Image.fromarray(frame) for frame in index]
+    for frame in frames:
+        frame.putpalette(palette.getpalette())
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=delays(T, fps / every, 10), loop=0)
+
+def write_mp4(video, fps, path):
+    """H.264, tagged and filtered so that browsers and players show the colours of the frames."""
+    import av
+
+    T, H, W, _ = video.shape
+    video = np.pad(video, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")  # H.264 has even sides
+    with av.open(str(path), "w", format="mp4", options=dict(movflags="faststart")) as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate, options=dict(crf="18"))
+        stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
+        coder = stream.codec_context
+        coder.thread_count = 1  # the bytes depend on the number of threads
+        # Untagged films of 720 lines are taken for BT.709; PyAV converts to BT.601.
+        coder.colorspace, coder.color_primaries, coder.color_trc, coder.color_range = BT601, BT709, BT709, 1
+        for picture in video:
+            # Any other filter smears the colours of neighbouring blocks.
+            frame = av.VideoFrame.from_ndarray(picture).reformat(format="yuv420p", interpolation="AREA")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+def write_samples(path, parts, static, transient, source, fps, save=None, scale=None):
+    """K generated clips, from parts uint8 [k, L, H, W, 3], with K static and transient names -> an npz of
+    videos, static, transient, names, fps and source, in bounded memory, and a file a clip of the type `save`
+    in a folder of the npz's name. Returns the first 16 clips."""
+    seen = collections.Counter()
+    names = []
+    for name in map("_".join, zip(static, transient)):
+        name = re.sub("[^A-Za-z0-9_.+-]+", "-", name)
+        seen[name] += 1
+        names.append(f"{seen[name]}-{name}" if seen[name] > 1 else name)
+    folder = path.with_suffix("")
+    folder.mkdir(exist_ok=True) if save else None
+    shown = []
+    progress = Progress("sampling")
+
+    def saved():
+        done = 0
+        for clips in parts:
+            shown.extend(clips[: 16 - len(shown)])
+            jobs = [(clip, folder / f"{name}.{save}", fps, scale or (4 if save == "mp4" else 1))
+                    for clip, name in zip(clips, names[done:])]
+            for _, finish in in_parallel(write_clip, jobs if save else (), os.cpu_count()):
+                finish()
+            done += len(clips)
+            progress(done, len(names))
+            yield clips
+
+    arrays = dict(static=static, transient=transient, names=names, fps=fps, source=source)
+    write_npz(path, arrays, len(names), saved())
+    return np.stack(shown)
 
 def side_by_side(clips):
     """uint8 [K, L, H, W, 3] -> a video [L, rows * H, columns * W, 3] of all of them."""
@@ -1042,12 +1139,13 @@ def weizmann(options, notes):
     Of a person's two films of an action (lena's run, skip, walk) the first is taken."""
     source = options.source or WEIZMANN
     is_whole = "://" not in source or re.search(r"\.(zip|tar|gz|bz2)(\?|$)", source)
-    addresses = [source] if is_whole else [f"{source.rstrip('/')}/{action}.zip" for action in ACTIONS]
+    addresses = [source] if is_whole else [f"{source.rstrip('/')}/{action}.zip" for action in options.actions]
     paths = [download_if_url(address, options) for address in addresses]
     paths += [zipped for path in paths if path.is_dir() for zipped in sorted(path.rglob("*.zip"))]
     films, rates = {}, {}
     for name, read in itertools.chain.from_iterable(members(path, notes) for path in paths):
-        if match := FILM.fullmatch(name):
+        match = FILM.fullmatch(name)
+        if match and match[2].lower() in options.actions:
             with reading(name, notes=notes):
                 key = match[1].lower(), match[2].lower()
                 if match[3] == "2" or key in films:
@@ -1458,6 +1556,8 @@ def parse(arguments):
             add("--keep", action="store_true", help="keep the downloaded files; golf: download it whole")
         if command in ("folder", "chair"):
             add("--workers", type=between(1, 256), default=os.cpu_count(), help="threads (the cores)")
+        if command == "weizmann":
+            add("--actions", nargs="+", choices=ACTIONS, default=ACTIONS, help="some actions (all)")
         if command in ("folder", "weizmann"):
             add("--no-crop", action="store_true", help="squeeze whole frames instead of cutting a square")
     options = parser.parse_args(arguments)
@@ -1516,9 +1616,11 @@ def run(options):
         report(notes)
     clips.how = how
     save(clips, out)
-    shown = np.unique(np.linspace(0, len(clips.names) - 1, 16).round().astype(int))
+    N, L = clips.videos.shape[:2]
+    shown = np.unique(np.linspace(0, N - 1, 16).round().astype(int))
     picture = out.with_suffix(".png")
-    sheet(clips.videos[shown][:, :16], picture, row_labels=[clips.names[j][:24] for j in shown])
+    sheet(clips.videos[shown][:, :16], picture, row_labels=[clips.names[j][:24] for j in shown],
+          title=f"{len(shown)} of {N} clips, {min(L, 16)} of {L} frames")
     print(f"{printable(out)}: {printable(clips, 300)}\nlook at {printable(picture)}")
     for path in options.fetched:
         print(f"kept {printable(path)}") if options.keep else path.unlink()

@@ -22,10 +22,12 @@ Shapes: N clips have L frames of H x W. A step takes B clips, with n rows of z_s
 frames of each clip, M = B T frames in all. With several processes, a process renders B' of the B clips.
 """
 import argparse
+import difflib
 import io
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -482,60 +484,119 @@ def gaussian_codes(codes, count, rng):
     normal[:, :-max(1, len(codes) // 8)] = 0
     return unit_ball(codes.mean(0) + normal * variances.clamp(min=0).sqrt() @ axes.T)
 
-def sample(args):
-    """sample --run runs/chair --count 16: videos of random pairs of learned codes, or of new static codes"""
-    run = load(args.run, args.device)
-    model, data = run.model, run.data
-    rng = torch.Generator().manual_seed(args.seed)
-    codes = model.z_s.z.cpu().double()
-    i, k = (torch.randint(len(rows.z), (args.count,), generator=rng) for rows in (model.z_s, model.z_t))
-    if args.prior == "gaussian":
-        if len(codes) < 2:
-            raise DataError(f"--prior gaussian: {args.run} has one static code, a Gaussian needs two or more")
-        k = k.to(model.z_s.z.device)
-        z_s = gaussian_codes(codes, args.count, rng).to(model.z_s.z)
-        clips = videos_of(model, z_s, model.z_t.z[k], k).cpu()
-        rows, labels = beside_nearest(run, clips, args.dataset)
-    else:
-        clips = rows = videos(model, i, k).cpu()
-        labels = [f"{data['static_names'][a]} {data['transient_names'][b]}"[:20] for a, b in zip(i, k)]
-    path = show(args.out or run.folder, "samples", data, list(rows[:, spread(data["frames"], 8)].numpy()),
-                data_prep.side_by_side(clips.numpy()), row_labels=labels)
-    say(f"{args.count} videos: {path} and .gif")
+def row_of(names, wanted):
+    """A name, or the number of a row from 0 -> the row. Raises DataError with the nearest names."""
+    if wanted in names:
+        return names.index(wanted)
+    if str(wanted).isdecimal() and int(wanted) < len(names):
+        return int(wanted)
+    near = ", ".join(difflib.get_close_matches(str(wanted), names, 5, 0))
+    raise DataError(f"{wanted}: no such name, and no row of 0 to {len(names) - 1}; nearest: {near}")
 
-def beside_nearest(run, clips, dataset):
+def choose_codes(run, prior, count, rng, static, transient):
+    """The codes of `sample` -> z_s [K, D_s], transient rows [K], static names [K], and a text about them.
+    `count` random pairs of the named rows, or of all rows; without a count all pairs. unseen: pairs that
+    training never saw. gaussian: static codes that nobody learned. Raises DataError."""
+    codes, data = run.model.z_s.z, run.data
+    i, k = (torch.tensor([row_of(all_names, name) for name in some or range(len(all_names))])
+            for all_names, some in ((run.static_names, static), (run.transient_names, transient)))
+    is_wanted = torch.zeros(len(codes), len(run.transient_names), dtype=torch.bool)
+    is_wanted[i[:, None], k] = True
+    words = "pairs of learned codes"
+    if prior == "unseen":
+        is_wanted[tuple(torch.tensor(data["pairs"]).T)] = False
+        words = f"pairs of {is_wanted.sum()} that training never saw"
+        if len(run.transient_names) == data["clips"]:
+            words += "; each clip has its own transient code: new pairs are mixtures"
+    i, k = is_wanted.nonzero().T
+    if len(i) == 0:
+        raise DataError(f"--prior unseen: {run.folder} was trained on all of these pairs")
+    if count:  # different pairs, if there are so many
+        drawn = torch.randperm(len(i), generator=rng).repeat(-(-count // len(i)))[:count]
+        i, k = i[drawn], k[drawn]
+    if prior != "gaussian":
+        return codes[i.to(codes.device)], k, [run.static_names[row] for row in i], words
+    if len(codes) < 2:
+        raise DataError(f"--prior gaussian: {run.folder} has one static code, a Gaussian needs two or more")
+    z_s = gaussian_codes(codes.cpu().double(), len(k), rng).to(codes)
+    return z_s, k, [f"new{j}" for j in range(len(k))], "new static codes"
+
+def sample(args):
+    """sample --run runs/chair --count 16 --save mp4: new videos, as arrays (samples.npz) and as files"""
+    run = load(args.run, args.device)
+    everything = clips_of_run(run, args.dataset) if args.prior == "gaussian" else None
+    count = args.count or (None if args.static or args.transient else 16)
+    write_samples(run, everything, args.prior, count, args.seed, args.static, args.transient, args.out,
+                  args.fps, save=args.save, scale=args.scale)
+
+def write_samples(run, everything, prior, count, seed, static=None, transient=None, out=None, fps=None,
+                  **save):
+    """Videos of codes as choose_codes draws them: samples.npz, .png, .gif and a file a clip, as `save` says
+    (data_prep.write_samples). everything: all Clips of the run, for prior `gaussian`. Raises DataError."""
+    model, data = run.model, run.data
+    rng = torch.Generator().manual_seed(seed)
+    z_s, k, statics, words = choose_codes(run, prior, count, rng, static, transient)
+    transients = [run.transient_names[row] for row in k]
+    parts = (videos_of(model, z, model.z_t.z[rows], rows).cpu().numpy()
+             for z, rows in zip(z_s.split(16), k.to(z_s.device).split(16)))
+    path = named(out or run.folder, "samples.npz", data)
+    fps = fps or speed(data)
+    shown = data_prep.write_samples(path, parts, statics, transients, words, fps, **save)
+    rows, labels = shown, [f"{a}\n{b}" for a, b in zip(statics[:16], transients)]
+    if prior == "gaussian":
+        rows, labels = beside_nearest(run, shown, everything)
+    show(path.parent, "samples", data, rows, data_prep.side_by_side(shown), fps, row_labels=labels,
+         title=f"{len(shown)} of {len(k)}: {words}")
+    files = f", and {path.with_suffix('')}" if save.get("save") else ""
+    say(f"{len(k)} videos, {words}: {path}, .png and .gif{files}")
+
+def honest_prior(data):
+    """The prior of the samples after training: nothing that training saw, if there is anything else."""
+    n_static, n_transient = len(data["static_names"]), len(data["transient_names"])
+    if len({tuple(pair) for pair in data["pairs"]}) < n_static * n_transient:
+        return "unseen"
+    return "gaussian" if n_static > 1 else "dictionary"
+
+def beside_nearest(run, clips, everything):
     """New clips [K, L, H, W, 3], each over its nearest training clip: rows [2 K, ...] and their labels.
     Says how far the new clips, and real clips that training never saw, are from training clips."""
     every, data = run.settings.every, run.data
-    train_set, held_out = keep_from_training(clips_of_run(run, dataset), run.settings)
+    train_set, held_out = keep_from_training(everything, run.settings)
     if not held_out and data["dataset"] == "chair" and not data["path"]:
         held_out = data_prep.draw_chairs(len(clips), data["frames"] * every, data["size"], seed=1)
     real = torch.from_numpy(train_set.videos)
-    index, distance = nearest(clips, real)
+    index, distance = nearest(torch.from_numpy(clips), real)
     say(f"new clips: {distance.mean():.3f} from the nearest training clip (rms on [0, 1]; 0 is a copy)")
     if held_out:
         _, distance = nearest(torch.from_numpy(held_out.videos[:, ::every]), real)
         say(f"real clips that training never saw: {distance.mean():.3f}")
-    rows = torch.stack([clips, real[index]], 1).flatten(0, 1)
+    rows = np.stack([clips, train_set.videos[index]], 1).reshape(-1, *clips.shape[1:])
     return rows, ["new", "nearest real"] * len(clips)
 
 def exchange(args):
     """exchange --run runs/weizmann: Fig. 6, all static x all transient codes, unseen pairs framed"""
     run = load(args.run, args.device)
     data, L = run.data, run.data["frames"]
-    rows, columns = data["static_names"], data["transient_names"]
+    rows, columns = run.static_names, run.transient_names
     size = f"{len(rows)} x {len(columns)}"
     if min(len(rows), len(columns)) < 2 or len(rows) * len(columns) > 1024:
         raise DataError(f"exchange shows 2 x 2 to 1024 pairs; {size} codes are no grid")
-    moments = [(L - 1) * quarter // 4 for quarter in (1, 2, 3)]
-    cells, frames = [], []
-    for i in range(len(rows)):
-        clips = videos(run.model, [i] * len(columns), range(len(columns)))
-        cells.append([np.concatenate(list(clip), 1) for clip in clips[:, moments].cpu().numpy()])
-        frames.append([None if [i, k] in data["pairs"] else FRAME for k in range(len(columns))])
-    path = show(args.out or run.folder, "exchange", data, cells, gap=4, frames=frames, row_labels=rows,
-                column_labels=columns)
-    say(f"{size} pairs, {sum(row.count(FRAME) for row in frames)} of them unseen and framed: {path}")
+    if len(rows) == len(columns) == data["clips"]:
+        warn("these clips are no grid: each has its own transient code, and all other pairs are mixtures")
+    cells = np.stack([videos(run.model, [i] * len(columns), range(len(columns))).cpu().numpy()
+                      for i in range(len(rows))])  # (rows, columns, L, H, W, 3)
+    frames = [[None if [i, k] in data["pairs"] else FRAME for k in range(len(columns))]
+              for i in range(len(rows))]
+    how = dict(gap=4, frames=frames, row_labels=rows, column_labels=columns)
+    film = np.stack([data_prep.draw_sheet(cells[:, :, t], **how) for t in range(L)])
+    moments = cells[:, :, [(L - 1) * quarter // 4 for quarter in (1, 2, 3)]]
+    R, C, n, H, W, _ = moments.shape
+    moments = moments.swapaxes(2, 3).reshape(R, C, H, n * W, 3)
+    fps = args.fps or speed(data)
+    path = show(args.out or run.folder, "exchange", data, moments, film, fps, **how)
+    data_prep.write_clip(film, path.with_suffix(".mp4"), fps, max(1, 1600 // max(film.shape)))
+    say(f"{size} pairs, {sum(row.count(FRAME) for row in frames)} of them unseen and framed: {path}, "
+        ".gif and .mp4")
 
 def interpolate(args):
     """interpolate --run runs/weizmann --clip 3: Fig. 7, frames between two or all frames of a clip"""
@@ -554,8 +615,8 @@ def interpolate(args):
     video = frames_between(run.model, data["pairs"][args.clip], weights).numpy()
     frames = [FRAME if t % (K + 1) else None for t in range(len(video))]
     rows, frames = ([each[t:t + 16] for t in range(0, len(video), 16)] for each in (list(video), frames))
-    path = show(args.out or run.folder, "interpolation", data, rows, video, 8 * (args.fps_factor or 1), gap=4,
-                frames=frames)
+    fps = args.fps or speed(data) * (args.fps_factor or 1)
+    path = show(args.out or run.folder, "interpolation", data, rows, video, fps, gap=4, frames=frames)
     say(f"{data['names'][args.clip]}: {len(ends) * K} frames between, framed: {path} and .gif")
 
 # ---- our recipe: rates, first codes, Muon, augmentation ----------------------------------------------------
@@ -938,7 +999,9 @@ def find_codes(model, s, clips, steps=300, lr=0.02):
     v = clips.flatten(0, 1).permute(0, 3, 1, 2)
     weight = torch.full((len(v),), 1 / clips.shape[1], device=device)
     adam = torch.optim.Adam([z_s, z_t])
+    progress = data_prep.Progress("encoding: steps")
     for step in range(steps):
+        progress(step, steps)
         adam.param_groups[0]["lr"] = lr * schedule(step, steps)
         v_hat = model.render(z_s, model.R(z_t), label)
         _, dl_dv = laplacian_l1_with_grad(v_hat, v, weight, s.levels)
@@ -960,24 +1023,23 @@ def measure_encoding(model, s, train_set, held_out):
 def encode(args):
     """encode --run runs/chair --input clip.gif: codes of a clip that was never trained on"""
     run = load(args.run, args.device)
-    s, L, size = run.settings, run.data["frames"], run.data["size"]
-    count = (L - 1) * s.every + 1
+    s, size = run.settings, run.data["size"]
+    count = (run.data["frames"] - 1) * s.every + 1
     if args.input.lower().endswith((".npz", ".npy")):
         clips = list(data_prep.read_clips([args.input], [], count, count, size=size)[0].values())
     else:
         clips = [data_prep.read_clip(args.input, count, count, size, **run.data["reading"])[0]]
     if len(clips) != 1:
         raise DataError(f"--input {args.input}: {len(clips)} clips of {count} frames there, 1 expected")
-    real = torch.from_numpy(clips[0][::s.every].copy())[None]
-    z_s, z_t, label = find_codes(run.model, s, real)
-    generated = videos_of(run.model, z_s, z_t, label).cpu()
-    both = torch.cat([real, generated])
-    path = show(args.out or run.folder, "encoded", run.data, list(both[:, spread(L, 8)].numpy()),
-                data_prep.side_by_side(both.numpy()), row_labels=["input", "encoded"])
-    codes = dict(z_s=z_s[0].cpu(), z_t=z_t[0].cpu(), label=label[0].item())
-    write(path.with_name("encoded.pt"), serialise(codes))
-    say(f"PSNR {psnr(generated, real).item():.2f} dB from {z_s.numel() + z_t.numel()} numbers (the clip has "
-        f"{real.numel()}); see {path}")
+    real = clips[0][::s.every]
+    found = run.encode(real)
+    both = np.stack([real, found["video"]])
+    path = show(args.out or run.folder, "encoded", run.data, both, data_prep.side_by_side(both),
+                args.fps or speed(run.data), row_labels=["input", "encoded"])
+    write(path.with_name("encoded.pt"), serialise({key: found[key] for key in ("z_s", "z_t", "label")}))
+    dB = psnr(*torch.from_numpy(both[:, None])).item()
+    say(f"PSNR {dB:.2f} dB from {found['z_s'].numel() + found['z_t'].numel()} numbers (the clip has "
+        f"{real.size}); see {path}")
 
 # ---- several processes (torchrun) --------------------------------------------------------------------------
 # All processes hold all clips and codes, draw the same batch with the same seed, and render their clips of
@@ -1117,7 +1179,8 @@ def prepare(args):
     clips, path = data_prep.find(args.dataset, args.clips, args.layout)
     s = choose_settings(args, clips, device)
     data = dict(dataset=args.dataset, path=path, source=clips.source, standin=clips.standin, begin=None,
-                requested_clips=args.clips, fingerprint=clips.fingerprint, reading=clips.reading)
+                requested_clips=args.clips, fingerprint=clips.fingerprint, reading=clips.reading,
+                fps=clips.fps / s.every)
     if s.window == "aligned":
         begin = data_prep.aligned(clips, held_out_clips(clips, s))
         clips = data_prep.at_windows(clips, begin)
@@ -1127,12 +1190,32 @@ def prepare(args):
 # ---- the shell: a run's folder -----------------------------------------------------------------------------
 @dataclass
 class Run:
-    """A trained run: its Settings, data and log as its checkpoint has them, and its model."""
+    """A trained run: its Settings, data and log as its checkpoint has them, and its model.
+    Names of rows, or their numbers from 0, choose what a clip shows; all clips are uint8 [L, H, W, 3]."""
     folder: Path
     settings: Settings
     data: dict
     log: list
     model: Model
+
+    def __post_init__(self):
+        self.static_names, self.transient_names = self.data["static_names"], self.data["transient_names"]
+
+    def clips(self, statics, transients):
+        """Lists of K static and K transient names -> K clips, uint8 [K, L, H, W, 3]. Raises DataError."""
+        i = [row_of(self.static_names, name) for name in statics]
+        k = [row_of(self.transient_names, name) for name in transients]
+        return videos(self.model, i, k).cpu().numpy()
+
+    def clip(self, static, transient):
+        return self.clips([static], [transient])[0]
+
+    def encode(self, video):
+        """A clip -> dict(z_s [D_s], z_t [L, D_t], label: row of its first codes, video: from these codes)."""
+        codes = find_codes(self.model, self.settings, torch.from_numpy(np.ascontiguousarray(video))[None])
+        clip = videos_of(self.model, *codes)[0].cpu().numpy()
+        z_s, z_t, label = (code[0].cpu() for code in codes)
+        return dict(z_s=z_s, z_t=z_t, label=label.item(), video=clip)
 
 def serialise(tensors):
     """The bytes that torch.save writes: a full disk is then an OSError, not an error of torch's own."""
@@ -1156,7 +1239,8 @@ def read_checkpoint(folder):
         raise DataError(f"{path}: not a checkpoint of this script ({printable(repr(error), 120)})") from None
 
 def load(folder, device="auto"):
-    """The Run of a folder, on a device. Raises DataError."""
+    """The Run of a folder (or of its checkpoint.pt), on a device. Raises DataError."""
+    folder = Path(folder).parent if Path(folder).name == "checkpoint.pt" else Path(folder)
     kept = read_checkpoint(folder)
     s, data = kept["settings"], kept["data"]
     try:
@@ -1166,7 +1250,7 @@ def load(folder, device="auto"):
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{folder}/checkpoint.pt: of another shape ({printable(error, 120)})") from None
     model.to(choose_device(device), memory_format=torch.channels_last)
-    return Run(Path(folder), s, data, kept["log"], model)
+    return Run(folder, s, data, kept["log"], model)
 
 def clips_of_run(run, dataset=None):
     """All clips of a run: of --dataset, else of the file or stand-ins that it was trained on. DataError."""
@@ -1182,14 +1266,21 @@ def clips_of_run(run, dataset=None):
                         f"({data['source'][:60]}); --dataset names those, or train afresh")
     return data_prep.at_windows(clips, data["begin"]) if data["begin"] else clips
 
-def show(out, name, data, rows, video=None, fps=8, **more):
-    """A sheet NAME.png of rows (data_prep.sheet), NAME.gif of video uint8 [L, H, W, 3] -> the PNG's path."""
-    path = Path(out, f"{name}{'-standin' if data['standin'] else ''}.png")
+def named(out, name, data):
+    """OUT/NAME; results of stand-ins are called so. Makes the folder."""
+    path = Path(out, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if rows:
-        data_prep.sheet(rows, path, **more)
-    if video is not None:
-        data_prep.write_gif(video, path.with_suffix(".gif"), fps)
+    return path.with_stem(f"{path.stem}-standin") if data["standin"] else path
+
+def speed(data):
+    """Frames a second at which a run's clips are shown: as the set knows them, else 8."""
+    return data.get("fps") or 8
+
+def show(out, name, data, rows, video, fps, **more):
+    """NAME.png of rows (data_prep.draw_sheet) and NAME.gif of video uint8 [L, H, W, 3] -> the PNG's path."""
+    path = named(out, f"{name}.png", data)
+    data_prep.sheet(rows, path, **more)
+    data_prep.write_clip(video, path.with_suffix(".gif"), fps)
     return path
 
 def spread(n, k):
@@ -1201,26 +1292,26 @@ def diverged(step, s):
     return DataError(f"not finite at step {step}: most likely a learning rate too high for these clips (G "
                      f"{s.lr_G:g}, R {s.lr_R:g}, codes {s.lr_Z:g}); the checkpoint, if any, is a good one")
 
-def resume(out, trainer, data):
-    """--resume: the trainer continues from the checkpoint in `out`. Returns its log. Raises DataError."""
-    s = trainer.s
+def prepare_again(args, out):
+    """--resume: as `prepare`, of the run in `out`, and its checkpoint. Options that are given must agree with
+    the run; more --steps go on beyond its end. Raises DataError."""
     kept = read_checkpoint(out)
-    before, had = kept["settings"], kept["data"]
+    before, data = kept["settings"], kept["data"]
     where = f"--resume: {out}/checkpoint.pt was made with"
-    if had["fingerprint"] != data["fingerprint"]:
-        raise DataError(f"{where} other data, {had['clips']} clips ({had['source'][:50]}); now there are "
-                        f"{data['clips']} ({data['source'][:50]}): name those, or give another --out")
-    for name, value in asdict(s).items():
+    if args.clips not in (None, data["requested_clips"]):
+        raise DataError(f"{where} --clips {data['requested_clips']}: leave it out, or give another --out")
+    asked = {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name) is not None}
+    for name, value in asked.items():
         was = getattr(before, name)
         if value != was and (name != "steps" or value < was):
-            raise DataError(f"{where} {name} {was}, now {value}: repeat the first command, or give --out")
-    try:
-        trainer.restore(kept)
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{out}/checkpoint.pt: of another shape ({printable(error, 120)})") from None
+            raise DataError(f"{where} {name} {was}, not {value}: leave it out, or give another --out")
+    s = replace(before, **asked)
     if s.steps > before.steps and s.recipe == "fast":
-        say(f"{before.steps} steps become {s.steps}: from step {trainer.steps_done} on, rates are of so many")
-    return kept["log"]
+        say(f"{before.steps} steps become {s.steps}: from step {kept['steps_done']} on, rates are of so many")
+    named = args.dataset and data_prep.data_path(args.dataset)
+    dataset = str(named) if named and named.is_file() else args.dataset  # a file comes before stand-ins
+    clips = clips_of_run(Run(out, s, data, kept["log"], None), dataset)
+    return choose_device(args.device), s, clips, data, kept
 
 @dataclass
 class Watch:
@@ -1283,15 +1374,18 @@ def save_checkpoint(out, s, data, log, state):
         lines = [",".join(f"{value:.6g}" for value in row) for row in log]
         write(out / "log.csv", "\n".join([head, *lines]))
         _, seconds, loss, _, _, dB, _ = zip(*log)
-        data_prep.chart(show(out, "curve", data, None), seconds, {
+        data_prep.chart(named(out, "curve.png", data), seconds, {
             "Loss (Eq. 6), logarithmic": (loss, True), "PSNR of the last step's frames, dB": (dB, False)})
 
 def train(args):
     """train --dataset chair: train, with a log and checkpoints, then measure; `train` may be left out"""
-    device, s, everything, data = prepare(args)
+    out = Path(args.out or f"runs/{Path(args.dataset or 'chair').stem}")
+    if args.resume:
+        device, s, everything, data, kept = prepare_again(args, out)
+    else:
+        device, s, everything, data = prepare(args)
     join_processes(device)
     clips, _ = keep_from_training(everything, s)
-    out = Path(args.out or f"runs/{Path(args.dataset).stem}")
     data["clips"], data["frames"], data["size"] = clips.videos.shape[:3]
     data.update(names=clips.names, static_names=clips.static_names, transient_names=clips.transient_names,
                 pairs=np.stack([clips.static_id, clips.transient_id], 1).tolist(),
@@ -1299,7 +1393,13 @@ def train(args):
                                 torch=str(torch.__version__), commit=commit()))
     vgg16 = load_vgg16(args.vgg16, device) if RANK == 0 else None
     trainer = Trainer(s, clips, device)
-    log = resume(out, trainer, data) if args.resume else []
+    log = []
+    if args.resume:
+        try:
+            trainer.restore(kept)
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{out}/checkpoint.pt: of another shape ({printable(error, 120)})") from None
+        log = kept["log"]
     if RANK == 0:
         folder_lock = take_folder(out, args.resume, say)
         write(out / "config.json", dict(asdict(s), **data, processes=WORLD))
@@ -1318,7 +1418,8 @@ def train(args):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if RANK == 0 and watch.stopped:
         step = trainer.steps_done
-        warn(f"stopped at step {step} of {s.steps}; the checkpoint is in {out}, --resume goes on")
+        command = f"python nav.py --resume --out {shlex.quote(str(out))}"
+        warn(f"stopped at step {step} of {s.steps}; {command} goes on from there")
     elif RANK == 0:
         report(Run(out, s, data, log, trainer.model), everything, vgg16)
         folder_lock.release()
@@ -1351,9 +1452,9 @@ def report(run, everything, vgg16):
         labels += [clips.names[j][:16], "generated"]
     some = both[spread(len(both), 16)]
     real_over_generated = np.concatenate([some[:, 0], some[:, 1]], 2)
-    show(run.folder, "reconstructions", data, rows, data_prep.side_by_side(real_over_generated),
-         row_labels=labels)
-    show(run.folder, "samples", data, None, data_prep.side_by_side(some[:, 1]))
+    show(run.folder, "reconstructions", data, rows, data_prep.side_by_side(real_over_generated), speed(data),
+         row_labels=labels, title=f"{len(rows) // 2} of {len(both)} clips")
+    write_samples(run, everything, honest_prior(data), 16, s.seed)
     write(run.folder / "metrics.json", metrics)
     for name, value in experiments.items():
         say(f"{name.replace('_', ' ')}: {value:.2f}")
@@ -1373,8 +1474,11 @@ def evaluate(args):
     vgg16 = load_vgg16(args.vgg16, device)
     real = data_prep.load(args.real)
     L, size = real.videos.shape[1:3]
+    generated = Path(args.generated)
+    if (generated / "checkpoint.pt").is_file():  # a run: its samples, and no pictures of many clips
+        generated = next(generated.glob("samples*.npz"), generated / "samples.npz")
     notes = []
-    found, _ = data_prep.read_clips([args.generated], notes, L, size=size)
+    found, _ = data_prep.read_clips([generated], notes, L, size=size)
     data_prep.report(notes)
     if not found:
         raise DataError(f"--generated {args.generated}: no clip of {L} frames or more there")
@@ -1444,22 +1548,29 @@ def parse(argv):
         add("--out", metavar="DIR", help="where to write (default: runs/NAME, or --run)")
         add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: auto)")
         if action in (train, ablate, bench):
-            add("--dataset", default="chair", help="chair, weizmann, golf, NAME (data/NAME.npz), or PATH.npz")
+            add("--dataset", help="chair (the default), weizmann, golf, NAME (data/NAME.npz), or PATH.npz")
             add("--clips", type=between(1), metavar="N", help="the first N, or N drawn stand-ins")
             add_settings(parser, () if action is train else ("hold_out", "hold_out_clips", "every"))
         else:
             add("--run", metavar="DIR", required=action is not evaluate, help="the folder of a trained run")
         if action in (train, ablate, evaluate):
             add("--vgg16", metavar="PATH", help="weights for the MCS; `download` fetches them (528 MB)")
+        if action in (sample, exchange, interpolate, encode):
+            add("--fps", type=between(0.1, 1000, float), help="frames a second (default: as the set, or 8)")
         if action in (evaluate, sample):
             add("--dataset", help="the clips of the run, if they were moved")
         if action is train:
             add("--resume", action="store_true", help="go on in --out; with more --steps, beyond the end")
             add("--checkpoint-every", type=between(0, 1e9, float), default=20, metavar="SECONDS", help="(20)")
         elif action is sample:
-            add("--count", default=16, **count, help="how many videos (default: 16)")
-            add("--prior", choices=("dictionary", "gaussian"), default="dictionary", help="of static codes")
+            add("--count", **count, help="how many random pairs (default: 16, of named rows all pairs)")
+            add("--static", nargs="+", metavar="NAME", help="who: names or numbers of rows (default: all)")
+            add("--transient", nargs="+", metavar="NAME", help="does what (default: all)")
+            add("--prior", choices=("dictionary", "unseen", "gaussian"), default="dictionary",
+                help="all pairs; pairs that training never saw; new static codes")
             add("--seed", type=between(0), default=0, help="of the random draw (default: 0)")
+            add("--save", choices=data_prep.CLIP_SUFFIXES, help="also a file for every clip, in samples/")
+            add("--scale", type=between(1, 16), metavar="N", help="side of a pixel (default: mp4 4, else 1)")
         elif action is interpolate:
             add("--clip", type=between(0), default=0, metavar="J", help="number of the clip, from 0")
             add("--frames", type=int, nargs=2, default=(2, 5), metavar=("A", "B"), help="from 1 (2 5)")
@@ -1476,6 +1587,8 @@ def parse(argv):
     if argv[:1] in (["-h"], ["--help"]):
         print(top.format_help())
     args = top.parse_args(argv if argv and not argv[0].startswith("-") else ["train", *argv])
+    if args.action in (ablate, bench) or args.action is train and not args.resume:
+        args.dataset = args.dataset or "chair"
     if WORLD > 1 and args.action is not train:
         raise DataError(f"{args.action.__name__} runs in one process, without torchrun")
     return args

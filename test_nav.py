@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -691,7 +692,7 @@ def test_held_out_cells_leave_every_row_and_column():
 def grid_run(tmp_path_factory):
     """A run on a 3 x 3 grid with 3 cells kept from training, of rank 2 -> its folder, settings, model."""
     folder = tmp_path_factory.mktemp("grid")
-    data_prep.save(laid_out("3 x 3"), folder / "grid.npz")
+    data_prep.save(replace(laid_out("3 x 3"), fps=12.5), folder / "grid.npz")
     run_ok(*"--width 8 --steps 150 --device cpu --precision fp32 --hold-out 3 --rank 2".split(),
          "--dataset", folder / "grid.npz", "--out", folder / "run")
     loaded = nav.load(folder / "run", "cpu")
@@ -724,6 +725,71 @@ def test_exchange_interpolation_and_rank_in_a_run(grid_run):
     assert "3 frames between" in run_ok(*interpolate, "--clip", 1, "--frames", 2, 5, "--between", 3)
     assert "10 frames between" in run_ok(*interpolate, "--fps-factor", 3)
 
+def test_samples_leave_as_arrays_and_files(grid_run, monkeypatch):
+    """samples.npz is read as it is by evaluate, encode and data_prep.py; Python gives the same clips."""
+    folder, s, model = grid_run
+    sample = ["sample", "--run", folder / "checkpoint.pt", "--device", "cpu", "--out", "out"]
+    assert "out/samples" in run_ok(*sample, "--static", "s1", 2, "--transient", "t0", "t2", "--save", "webp")
+    made = np.load("out/samples.npz")
+    assert made["static"].tolist() == ["s1", "s1", "s2", "s2"] and made["fps"] == 12.5
+    assert made["names"].tolist() == ["s1_t0", "s1_t2", "s2_t0", "s2_t2"]
+    loaded = nav.load(folder, "cpu")
+    expected = loaded.clips(made["static"], made["transient"])
+    assert expected.dtype == np.uint8 and np.array_equal(made["videos"], expected)
+    assert np.array_equal(loaded.clip(2, "t2"), expected[3])
+    for name, clip in zip(made["names"], expected):
+        assert np.array_equal(read_clip(f"out/samples/{name}.webp"), clip)
+    grid = data_prep.load(folder.parent / "grid.npz")
+    evaluate = ["evaluate", "--device", "cpu", "--real", folder.parent / "grid.npz", "--out", "e"]
+    run_ok(*evaluate, "--generated", "out/samples.npz")
+    inside = nav.scores(torch.from_numpy(expected), torch.from_numpy(grid.videos), None, None)
+    assert read_json("e/metrics.json")["fcs"] == inside["fcs"]
+    shutil.copytree(folder, "whole")
+    run_ok(*evaluate, "--generated", "whole")  # its samples.npz, and no pictures of many clips
+    assert read_json("e/metrics.json")["videos"] == len(np.load("whole/samples.npz")["videos"])
+    Path("whole/samples.npz").unlink()
+    assert "samples.npz" in run_error(*evaluate, "--generated", "whole")
+    again = prepared("folder", "out/samples.npz", "--name", "again", "--grid", "--size", 16, "--frames", 6,
+                     out="set")
+    assert np.array_equal(again.videos, expected) and again.transient_names == ["t0", "t2"]
+    assert "nearest: t2" in run_error(*sample, "--transient", "t22")
+    assert "0 to 2" in run_error(*sample, "--static", 3)
+    codes = loaded.encode(grid.videos[0])
+    assert codes["video"].shape == grid.videos[0].shape and codes["z_t"].shape == (6, 200)
+
+def test_many_samples_differ_and_the_seed_draws_others(grid_run):
+    folder, s, model = grid_run
+    drawn = {}
+    for seed, count in ((0, 9), (1, 9), (0, 20)):
+        run_ok("sample", "--run", folder, "--device", "cpu", "--out", "out", "--count", count, "--seed", seed)
+        drawn[seed, count] = np.load("out/samples.npz")["names"].tolist()
+    assert len(set(drawn[0, 9])) == 9 and drawn[0, 9] != drawn[1, 9]
+    assert len(set(drawn[0, 20])) == 20 and "2-s0_t0" in drawn[0, 20]  # every pair twice, some three times
+    with Image.open("out/samples.gif") as gif:
+        assert gif.size == (64, 64)  # at most 16 clips
+
+@pytest.mark.parametrize("layout, words", [
+    ("grid", "pairs of 3 that training never saw"), ("static", "new static codes"),
+    ("both", "pairs of 30 that training never saw; each clip has its own transient code")])
+def test_samples_after_training_are_new(toy, layout, words):
+    data_prep.save(toy_clips(6, rows=([0, 0, 1, 1, 2, 2], [0, 1, 1, 2, 2, 0])), "six.npz")
+    said = run_ok(*toy, "--dataset", "six.npz", "--layout", layout, "--steps", 2, "--out", "run")
+    made = np.load("run/samples.npz")
+    assert words in said and words in str(made["source"]) and len(made["videos"]) == 16
+    data = checkpoint("run")["data"]
+    pairs = {(data["static_names"][i], data["transient_names"][k]) for i, k in data["pairs"]}
+    assert not pairs & set(zip(made["static"].tolist(), made["transient"].tolist()))
+
+def test_exchange_moves(grid_run):
+    folder, s, model = grid_run
+    run_ok("exchange", "--run", folder, "--device", "cpu", "--out", "out")
+    whole = read_clip("out/exchange.gif")
+    film, rate = data_prep.read_clip("out/exchange.mp4")
+    assert len(film) == len(whole) == 6 and rate == 12.5 and film.shape[1] > 6 * whole.shape[1]
+    is_framed = np.abs(whole - np.array(nav.FRAME)).max(-1) < 12
+    assert (is_framed.sum((1, 2)) >= 3 * 4 * 4 * 16).all()  # three unseen cells of 16 x 16 within 4 pixels
+    assert np.abs(np.diff(whole.astype(int), axis=0)).max() > 50
+
 def test_encoding_comes_closer_than_any_known_clip(grid_run):
     folder, s, model = grid_run
     real = torch.from_numpy(toy_clips(2, seed=9).videos)
@@ -739,7 +805,7 @@ def test_encoding_comes_closer_than_any_known_clip(grid_run):
     assert ratios.max() < 0.99 and ratios.mean() < 0.9, ratios  # G of nine toy clips cannot draw every one
     large = toy_clips(1, L=7, size=40).videos[0]
     np.savez("clip.npz", clip=large)
-    data_prep.write_gif(large, "clip.gif")
+    data_prep.write_clip(large, "clip.gif")
     for name in ("clip.npz", "clip.gif"):  # of another size, and a frame too many
         assert "PSNR" in run_ok("encode", "--run", folder, "--input", name, "--device", "cpu")
     assert torch.load(folder / "encoded.pt", weights_only=True)["z_t"].shape == (6, 200)
@@ -796,7 +862,7 @@ def test_ablation_keeps_finished_rows(toy, vgg16, monkeypatch):
 def test_evaluate_scores_clips_of_other_software(toy):
     Path("made").mkdir()
     for j, clip in enumerate([*toy_clips(3, L=7, size=24).videos, toy_clips(1, L=3).videos[0]]):
-        data_prep.write_gif(clip, f"made/clip{j}.gif")
+        data_prep.write_clip(clip, f"made/clip{j}.gif")
     Path("made/notes.txt").write_text("no clip")
     np.savez("made.npz", clips=toy_clips(2).videos)
     evaluate = ["evaluate", "--real", toy[1], "--device", "cpu", "--out", ".", "--generated"]
@@ -889,7 +955,7 @@ def test_several_processes_resume_bit_exact_and_with_another_number_keep_the_ord
     assert bit_equal(learned(folder / "whole"), learned(folder / "half"))
     for name in ("whole", "half --resume", "from_one --resume"):
         assert zero[name] == (0, zero[name][1], "") and one[name] == (0, "", "")
-    stop = "nav: stopped at step 14 of 40; the checkpoint is in"  # a look at every second step
+    stop = "nav: stopped at step 14 of 40; python nav.py --resume"  # a look at every second step
     for name in ("half", "for_one"):
         assert zero[name][0] == 130 and zero[name][2].startswith(stop) and one[name] == (130, "", "")
     run_ok(*options, "--resume", "--out", folder / "for_one")
@@ -986,7 +1052,7 @@ def test_bad_input_is_one_line(toy, grid_run, monkeypatch):
     Path("text.npz").write_text("not a zip")
     Path("file").write_text("kept")
     Path("empty").mkdir()
-    data_prep.write_gif(toy_clips(1, L=3).videos[0], "short.gif")
+    data_prep.write_clip(toy_clips(1, L=3).videos[0], "short.gif")
     run_ok(*toy, "--steps", 2, "--layout", "transient", "--out", "one")
     Path("grid").symlink_to(grid_run[0])
     alone = {
@@ -1039,7 +1105,7 @@ def test_train_evaluate_sample(toy, vgg16, monkeypatch):
     said = run_ok(*toy, "--steps", 120, "--out", out)
     assert re.search(r"step 120/120  loss \S+ +\S+ dB +\d+ frames/s +\d+ s  ETA 0:00", said)
     files = ("config.json checkpoint.pt log.csv metrics.json reconstructions.png reconstructions.gif "
-             "samples.gif curve.png .lock")
+             "samples.npz samples.png samples.gif curve.png .lock")
     assert {path.name for path in out.iterdir()} == set(files.split())
     metrics = read_json(out / "metrics.json")
     assert {*"source videos frames psnr psnr_min ssim fcs seconds device kernels seed".split()} <= {*metrics}
@@ -1069,12 +1135,12 @@ def test_standins_say_so_in_every_result():
     assert "STAND-INS" in run_ok(*options)
     out = Path("runs/chair")
     pictures = sorted(path.stem for path in out.glob("*-standin.*"))
-    assert pictures == [f"{name}-standin" for name in ("curve", *["reconstructions"] * 2, "samples")]
+    assert pictures == [f"{name}-standin" for name in ("curve", *["reconstructions"] * 2, *["samples"] * 3)]
     metrics = read_json(out / "metrics.json")
     assert metrics["standin"] is read_json(out / "config.json")["standin"] is True
     Path("data").mkdir()
     data_prep.save(toy_clips(size=64), "data/chair.npz")
-    assert re.search(r"4 clips \(drawn.*now there are 4 \(toy(?!.*repeat)", run_error(*options, "--resume"))
+    assert "does not hold the clips that runs/chair was trained on" in run_error(*options, "--resume")
     run_ok("evaluate", "--run", out, "--device", "cpu")
     assert read_json(out / "metrics.json")["psnr"] == metrics["psnr"]
 
@@ -1120,13 +1186,14 @@ def test_ctrl_c_keeps_a_checkpoint(toy):
     with ctrl_c(12):
         status, _, errors = run(*options, 30)
     assert status == 130 and errors.count("\n") == 1 and "stopped at step 13 of 30" in errors
-    assert "steps 30, now 20" in run_error(*options, 20, "--resume")
+    assert "steps 30, not 20" in run_error(*options, 20, "--resume")
     run_ok(*options, 30, "--resume")
     before = learned("run")
     assert "30 steps become 40: from step 30 on, rates" in run_ok(*options, 40, "--resume")
     assert learned("run")["steps_done"] == 40 and not bit_equal(learned("run"), before)
     run_ok(*options, 81, "--resume")
-    run_ok(*options, 84, "--resume")  # its last step ends the warm-up
+    run_ok("--resume", "--out", "run", "--steps", 84, "--checkpoint-every", 1000)  # nothing else is needed
+    assert checkpoint("run")["settings"]["width"] == 4
     assert (np.diff(logged("run")["seconds"]) > 0).all()
 
 def test_bad_checkpoints_are_refused_and_good_ones_kept(toy):
@@ -1144,7 +1211,7 @@ def test_bad_checkpoints_are_refused_and_good_ones_kept(toy):
     for wild in (["--lr-G", "1e38"], ["--rank", "2", "--lr-Z", "1e38"]):
         assert "not finite at step" in run_error(*toy, "--steps", 40, "--out", "wild", *wild)
     path.write_bytes(whole)
-    assert "width 4, now 8" in run_error(*again, "--width", 8)
+    assert "width 4, not 8" in run_error(*again, "--width", 8)
     evil = type("Evil", (), dict(__reduce__=lambda self: (os.mkdir, ("evil",))))()
     state = checkpoint("run")
     model = state["model"] | {"z_s.z": state["model"]["z_s.z"][:2]}
@@ -1226,15 +1293,38 @@ def test_write_beside_is_whole_or_not_at_all(monkeypatch):
     data_prep.write_beside(path, lambda temporary: temporary.write_text("after"))
     assert path.read_text() == "after" and sorted(os.listdir()) == [".file.2.tmp.txt", "file.txt"]
 
-@pytest.mark.parametrize("fps, frames, delay", [(10, 6, 100), (50, 6, 20), (120, 2, 20)])
-def test_gif_keeps_time_and_still_ground(fps, frames, delay):
-    video = np.full((6, 32, 32, 3), 230, np.uint8)
-    for t in range(6):
-        video[t, 8:20, 3 * t : 3 * t + 8] = (30, 90 + 20 * t, 160)
-    data_prep.write_gif(video, "a.gif", fps=fps)
-    again = read_clip("a.gif")
-    assert again.shape[0] == frames and np.abs(again.astype(int) - video[:: -(-fps // 50)]).max() <= 6
-    assert delay <= Image.open("a.gif").info["duration"] < delay + 10  # browsers slow under 20
+@pytest.mark.parametrize("fps", (8, 15, 30000 / 1001, 60))
+@pytest.mark.parametrize("suffix", data_prep.CLIP_SUFFIXES)
+def test_written_clips_keep_time_white_and_colours(suffix, fps):
+    """A clip that pauses lasts as long as another. Exact types are exact; a GIF has 50 frames a second."""
+    video = np.full((12, 32, 48, 3), 255, np.uint8)
+    for t in (0, 1, 2, 3, 3, 3, 3, 4, 5, 6, 7, 8):
+        video[t:, 8:20] = 255
+        video[t:, 8:20, 3 * t : 3 * t + 8] = (30, 90 + 20 * t, 160)
+    data_prep.write_clip(video, f"a.{suffix}", fps, scale=2)
+    kept = video[:: int(-(-fps // 50))] if suffix == "gif" else video
+    again, rate = data_prep.read_clip(f"a.{suffix}", fps=fps * len(kept) / len(video))
+    assert again.shape == (len(kept), 64, 96, 3)
+    small = again.reshape(len(kept), 32, 2, 48, 2, 3)
+    worst = dict(mp4=60, gif=6).get(suffix, 0)
+    assert np.abs(small - kept[:, :, None, :, None].astype(int)).max() <= worst
+    if suffix == "mp4":
+        import av
+        with av.open("a.mp4") as container:
+            stream = container.streams.video[0]
+            assert abs(stream.average_rate - fps) < 1e-6 and stream.frames == 12
+            frame = next(container.decode(stream))
+            assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (6, 1, 1, 1)
+        assert dB(small.mean((2, 4)), kept) > 38
+    else:
+        assert (small[(kept == 255).all(-1).nonzero()[0][0], 0] == 255).all()
+        with Image.open(f"a.{suffix}") as image:
+            times = []
+            for k in range(image.n_frames):
+                image.seek(k)
+                image.load()
+                times.append(image.info["duration"])
+        assert abs(sum(times) - 1000 * 12 / fps) <= 5 and min(times) >= 16
 
 def test_drawn_chairs():
     few, more = data_prep.draw_chairs(3, size=32), data_prep.draw_chairs(16, frames=32, size=32)
@@ -1331,8 +1421,8 @@ def test_folder_reads_every_kind(tmp_path, capsys):
     (source / "d_run").mkdir(parents=True)
     for t, picture in enumerate(video):
         Image.fromarray(picture).save(source / "d_run" / f"frame{t}.png")  # frame10 comes after frame9
-    data_prep.write_gif(video, source / "a_run.gif")
-    data_prep.write_gif(video[:9], source / "h_short.gif")
+    data_prep.write_clip(video, source / "a_run.gif")
+    data_prep.write_clip(video[:9], source / "h_short.gif")
     write_moving(source / "b_run.png", video)
     write_moving(source / "b_walk.png", [video[0], *video], default_image=True)
     write_moving(source / "c_run.webp", video, lossless=True)
@@ -1369,7 +1459,7 @@ def test_folder_reads_arrays_and_crops_the_middle():
     assert len(data_prep.read_clips(["a.npz"], [])[0]) == 2
     Path("long").mkdir()
     for k in range(2):
-        data_prep.write_gif(long, f"long/{'x' * 80}{k}.gif")  # alike up to their ends
+        data_prep.write_clip(long, f"long/{'x' * 80}{k}.gif")  # alike up to their ends
     assert len(prepared("folder", "long", "--name", "l", out="two").static_names) == 2
     names = ["a1", "a02", "a10", "a" + "9" * 5000]
     assert sorted(reversed(names), key=data_prep.natural_key) == names
@@ -1635,7 +1725,7 @@ def test_folder_says_what_is_wrong_with_a_path(tmp_path):
 
 def test_equal_faults_are_counted_together(monkeypatch):
     Path("in").mkdir()
-    data_prep.write_gif(film(0), "in/good.gif")
+    data_prep.write_clip(film(0), "in/good.gif")
     for k in range(25):
         Path(f"in/bad{k}.gif").write_bytes(b"nothing" * (k + 1))
         Image.fromarray(film(k, 1, 20 + k, 101)[0]).save(f"in/still{k}.png")
@@ -1651,7 +1741,7 @@ def test_outside_names_are_printed_on_any_terminal():
     source = os.fsdecode(b"clips \xf0\x9f\x98\x80 \xe9")  # an emoji, and latin-1's bytes
     os.mkdir(source)
     for name in (b"1\xc2\xb23.gif", b"\xe2\x91\xa01.gif", b"\xe9.gif"):  # raised and circled digits
-        data_prep.write_gif(film(0), f"{source}/{os.fsdecode(name)}")
+        data_prep.write_clip(film(0), f"{source}/{os.fsdecode(name)}")
     ascii_alone = dict(os.environ, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     process = popen("folder", source, "--name", "x", script="data_prep.py", env=ascii_alone)
     assert "3 clips" in process.communicate()[0] and process.returncode == 0
@@ -1767,6 +1857,8 @@ def test_weizmann(capsys):
     with serving(zips) as server:
         clips = prepared(*command, server.url + "/DB/", out="a")
     wide = prepared(*command, "all", "--no-crop", "--clips", 12)
+    two = prepared(*command, "all", "--actions", "wave1", "bend", out="two")
+    assert two.transient_names == ["bend", "wave1"] and len(two.names) == 18 and two.kind == "weizmann"
     assert "skipped 3: a person's second film" in capsys.readouterr().out
     assert same_set(clips, prepared(*command, "all")) and not os.listdir("a/downloads")
     for p, a, take in ((0, 0, 0), (1, 7, 0), (5, 4, 1), (8, 9, 0)):
