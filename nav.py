@@ -459,22 +459,23 @@ def videos(model, static_row, transient_row):
     return videos_of(model, model.z_s.z[i], model.z_t.z[k], k)
 
 @torch.no_grad()
-def frames_between(model, pair, weights):
+def frames_between(model, pair, weights, on="r"):
     """Frames of the clip of a pair of dictionary rows, weights [n, L] -> uint8 [n, H, W, 3] on the CPU.
-    Frame j is G of the mean of R's outputs (in the paper: of z_t) with weights[j]."""
+    Frame j is G of the mean of R's outputs with weights[j]; on "z", R runs over the means of the codes."""
     i, k = torch.as_tensor(pair, device=model.z_s.z.device)[:, None]
     model.G.eval()
-    r = model.R(model.z_t.z[k])  # (1, L, D_t)
-    return to_bytes(model.render(model.z_s.z[i], weights.to(r) @ r, k)).cpu()
+    z_t = model.z_t.z[k]  # (1, L, D_t)
+    weights = weights.to(z_t)
+    r = model.R(weights @ z_t) if on == "z" else weights @ model.R(z_t)
+    return to_bytes(model.render(model.z_s.z[i], r, k)).cpu()
 
-def line(L, a, b, K):
-    """Weights [K + 1, L] of frame a (from 0) and of K frames between a and b (Fig. 7). With the paper's n/k,
-    the last frame would be b itself."""
-    share = torch.arange(K + 1) / (K + 1)
-    weights = torch.zeros(K + 1, L)
-    weights[:, a] = 1 - share
-    weights[:, b] += share
-    return weights
+def line(L, ends, K):
+    """Weights [n, L] of frames `ends`, from 0, and of K frames between neighbouring ends (Fig. 7).
+    With the paper's n/k the last frame between would be the end itself."""
+    weights = torch.eye(L)[ends]
+    share = torch.arange(K + 1)[:, None] / (K + 1)
+    between = [(1 - share) * a + share * b for a, b in zip(weights, weights[1:])]
+    return torch.cat([*between, weights[-1:]])
 
 def gaussian_codes(codes, count, rng):
     """New static codes [count, D_s] from a Gaussian fitted to codes [rows, D_s], float64."""
@@ -603,21 +604,20 @@ def interpolate(args):
     run = load(args.run, args.device)
     data, L = run.data, run.data["frames"]
     a, b = args.frames
-    ends, K = [(a - 1, b - 1)], args.between
+    ends, K = [a - 1, b - 1], args.between
     if args.fps_factor:
-        ends, K = [(t, t + 1) for t in range(L - 1)], args.fps_factor - 1
+        ends, K = list(range(L)), args.fps_factor - 1
     elif not 1 <= a < b <= L:
         raise DataError(f"--frames {a} {b}: two frames in order of 1 to {L} expected")
     if args.clip >= data["clips"]:
         raise DataError(f"--clip {args.clip}: this run has clips 0 to {data['clips'] - 1}")
-    last = torch.eye(L)[[ends[-1][1]]]
-    weights = torch.cat([line(L, a, b, K) for a, b in ends] + [last])
-    video = frames_between(run.model, data["pairs"][args.clip], weights).numpy()
+    weights = torch.cat([torch.eye(L)[: ends[0]], line(L, ends, K)])  # R begins with the clip's first frame
+    video = frames_between(run.model, data["pairs"][args.clip], weights, args.on).numpy()[ends[0] :]
     frames = [FRAME if t % (K + 1) else None for t in range(len(video))]
     rows, frames = ([each[t:t + 16] for t in range(0, len(video), 16)] for each in (list(video), frames))
     fps = args.fps or speed(data) * (args.fps_factor or 1)
     path = show(args.out or run.folder, "interpolation", data, rows, video, fps, gap=4, frames=frames)
-    say(f"{data['names'][args.clip]}: {len(ends) * K} frames between, framed: {path} and .gif")
+    say(f"{data['names'][args.clip]}: {(len(ends) - 1) * K} frames between, framed: {path} and .gif")
 
 # ---- our recipe: rates, first codes, Muon, augmentation ----------------------------------------------------
 def schedule(step, steps, warm_up=50):
@@ -896,19 +896,20 @@ def measure_exchange(model, s, train_set, held_out):
                 exchange_additive_psnr=torch.cat(dB_additive).mean().item())
 
 def measure_interpolation(model, s, everything, train_set):
-    """Trained on every K-th frame: dB of the frames between, and of the mean of their neighbours' pixels."""
+    """Trained on every K-th frame: dB of the frames between, by lines between outputs of R and between codes
+    z_t (interpolation_z), and of the mean of their neighbours' pixels."""
     K, L = s.every, train_set.videos.shape[1]
-    weights = torch.cat([line(L, t, t + 1, K - 1)[1:] for t in range(L - 1)])  # (between, L)
-    between = np.flatnonzero(np.arange((L - 1) * K) % K)
-    ours, average = [], []
+    weights = line(L, list(range(L)), K - 1)
+    between = torch.arange(len(weights)) % K > 0
+    found = []
     whole = np.delete(everything.videos, held_out_clips(everything, s), 0)
     for video, pair in zip(whole, zip(train_set.static_id, train_set.transient_id)):
-        real = torch.from_numpy(video)
-        truth = real[between]
-        ours.append(psnr([frames_between(model, pair, weights)], [truth]).item())
-        mean = weights @ real[::K].flatten(1).float()
-        average.append(psnr([mean.view(truth.shape)], [truth]).item())
-    return dict(interpolation_psnr=np.mean(ours).item(), interpolation_average_psnr=np.mean(average).item())
+        real = torch.from_numpy(video[: len(weights)])
+        average = (weights @ real[::K].flatten(1).float()).view(real.shape)
+        ways = (*(frames_between(model, pair, weights, on) for on in "rz"), average)
+        found.append([psnr([frames[between]], [real[between]]).item() for frames in ways])
+    names = ("interpolation_psnr", "interpolation_z_psnr", "interpolation_average_psnr")
+    return dict(zip(names, np.mean(found, 0).tolist()))
 
 # ---- ablation (Table 4) ------------------------------------------------------------------------------------
 ABLATION = {  # chairs: the paper's MCS and FCS, and the settings that a row changes; -R is not in the paper
@@ -1575,6 +1576,7 @@ def parse(argv):
             add("--clip", type=between(0), default=0, metavar="J", help="number of the clip, from 0")
             add("--frames", type=int, nargs=2, default=(2, 5), metavar=("A", "B"), help="from 1 (2 5)")
             add("--between", default=3, **count, help="frames between them (default: 3)")
+            add("--on", choices="rz", default="r", help="the line's ends: outputs of R (r), codes (z)")
             add("--fps-factor", type=between(2), metavar="K", help="the whole clip at K times its frames")
         elif action is encode:
             add("--input", metavar="CLIP", required=True, help="video, GIF, strip, folder of frames, npz")

@@ -717,13 +717,21 @@ def test_exchange_interpolation_and_rank_in_a_run(grid_run):
     assert "3 of them unseen" in run_ok("exchange", "--run", folder, "--device", "cpu")
     sheet = np.asarray(Image.open(folder / "exchange.png").convert("RGB"))
     assert (sheet == nav.FRAME).all(2).sum() >= 3 * 2 * (16 + 48) * 2
-    weights = torch.cat([nav.line(6, 1, 4, 3), nav.line(6, 4, 5, 0)])  # from frame to frame of the clip
+    weights = nav.line(6, [1, 4], 3)  # from frame to frame of the clip
     assert torch.allclose(weights @ torch.arange(6.0), torch.tensor([1, 1.75, 2.5, 3.25, 4]))
     shown = nav.frames_between(model, (0, 0), weights)
     assert len(shown) == 5 and torch.equal(shown[[0, -1]], nav.videos(model, [0], [0])[0][[1, 4]])
+    z_t = model.z_t.z[:1]
+    longer = torch.cat([z_t[:, :2], 0.5 * (z_t[:, 1:2] + z_t[:, 2:3]), z_t[:, 2:3]], 1)
+    expected = nav.to_bytes(model.render(model.z_s.z[:1], model.R(longer), torch.tensor([0])))
+    weights = torch.cat([torch.eye(6)[:1], nav.line(6, [1, 2], 1)])
+    assert torch.equal(nav.frames_between(model, (0, 0), weights, "z"), expected)
     interpolate = ["interpolate", "--run", folder, "--device", "cpu"]
     assert "3 frames between" in run_ok(*interpolate, "--clip", 1, "--frames", 2, 5, "--between", 3)
     assert "10 frames between" in run_ok(*interpolate, "--fps-factor", 3)
+    by_r = read_clip(folder / "interpolation.gif")
+    run_ok(*interpolate, "--fps-factor", 3, "--on", "z")
+    assert not np.array_equal(read_clip(folder / "interpolation.gif"), by_r)
 
 def test_samples_leave_as_arrays_and_files(grid_run, monkeypatch):
     """samples.npz is read as it is by evaluate, encode and data_prep.py; Python gives the same clips."""
@@ -823,7 +831,7 @@ def test_clips_and_frames_kept_from_training_are_measured(toy):
     run_ok(*toy, "--dataset", "long.npz", "--steps", 4, "--every", 2, "--out", "every")
     metrics = read_json("every/metrics.json")
     means = [dB((v[0:-1:2] + v[2::2]) / 2, v[1::2]) for v in clips.videos.astype(float)]
-    assert metrics["frames"] == 5 and metrics["interpolation_psnr"] > 0
+    assert metrics["frames"] == 5 and metrics["interpolation_psnr"] > 0 < metrics["interpolation_z_psnr"]
     assert metrics["interpolation_average_psnr"] == pytest.approx(np.mean(means), abs=1e-3)
     data_prep.save(toy_clips(9, L=9, rows=LAYOUTS["3 x 3"]), "grid.npz")
     run_ok(*toy, "--dataset", "grid.npz", "--steps", 4, "--every", 2, "--hold-out", 2, "--out", "both")
