@@ -13,6 +13,7 @@ import collections
 import colorsys
 import contextlib
 import dataclasses
+import errno
 import gzip
 import hashlib
 import io
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import uuid
 import warnings
 import zipfile
 import zlib
@@ -70,16 +72,37 @@ def printable(name, most=80):
     text = ascii(" ".join(str(name).split()))[1:-1].replace("\\\\", "\\")
     return text if len(text) <= most else text[: most - 3] + "..."
 
+def put(text, stream):
+    """A line on standard output or error. A full or closed one ends no work and changes no exit status."""
+    try:
+        print(text, file=stream or io.StringIO(), flush=True)  # None: closed before the start
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+def say(text):
+    put(str(text).encode("ascii", "backslashreplace").decode(), sys.stdout)  # for any terminal
+
+def warn(text, script="nav"):
+    """A line on standard error."""
+    put(f"{script}: {printable(text, 10**4)}", sys.stderr)
+
 warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata: damaged pixels are errors
+
+def is_of_machine(error):
+    """Whether an exception is a fault of the machine, not of a clip. FFmpeg's own exceptions, which carry a
+    log, are about bytes, even where they are called MemoryError."""
+    number = getattr(error, "errno", None)
+    is_shortage = number in (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO)
+    return (is_shortage or isinstance(error, (MemoryError, ImportError))) and not hasattr(error, "log")
 
 @contextlib.contextmanager
 def reading(where, what="cannot be decoded", notes=None):
     """Around a decoder: any exception of damaged bytes becomes a DataError, or is recorded in `notes`."""
     try:
         yield
-    except (ConnectionError, TimesRunBackwards):  # no damage
-        raise
     except Exception as error:  # zlib, zipfile, numpy, PIL and FFmpeg raise exceptions of their own
+        if isinstance(error, (ConnectionError, TimesRunBackwards)) or is_of_machine(error):  # no damage
+            raise
         words = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = str(error) if isinstance(error, DataError) else f"{what} ({printable(words)})"
         if notes is None:
@@ -154,19 +177,15 @@ def from_clips(clips, frames, names, static, transient, source, kind, rates=()):
     known = [rate for rate in rates if rate]
     low, high = min(known, default=0), max(known, default=0)
     if high > 1.02 * low:
-        print(f"{low:.3g} to {high:.3g} frames a second: --fps F makes them one")
+        say(f"{low:.3g} to {high:.3g} frames a second: --fps F makes them one")
     fps = round(float(np.mean(known)), 3) if known and high <= 1.02 * low else 0.0
     return Clips(videos, *ids, *rows, list(names), source, kind, fps, full=full, length=length)
 
 def write_beside(path, write):
     """Write a file whole or not at all: write(temporary path, of the same suffix), flush to disk, rename.
-    An OSError goes on, and no temporary file is left; those of killed processes go after an hour."""
+    An OSError goes on, and no temporary file is left; that of a killed process goes with sweep."""
     path = Path(path)
-    for old in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
-        with contextlib.suppress(OSError):
-            if old.stat().st_mtime < time.time() - 3600:
-                old.unlink()
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
     try:
         write(temporary)
         with open(temporary, "r+b") as file:  # Windows flushes only files opened for writing
@@ -177,6 +196,20 @@ def write_beside(path, write):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+def sweep(folder, stem):
+    """Remove the temporary files of killed processes, as write_beside names them. For the lock's holder."""
+    for old in folder.glob(f".{stem}.{'[0-9a-f]' * 32}.tmp*"):
+        old.unlink(missing_ok=True)
+
+def take_lock(path, busy):
+    """A lock on a file, held as long as the returned object lives. DataError, saying `busy`, if it is taken."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise DataError(busy) from None
+    return lock
 
 def save(clips, path):
     """Write Clips to `path`, a compressed npz; `full` and `length` only if a clip is longer. OSError."""
@@ -258,12 +291,8 @@ def load(path):
         return Clips(**{key: arrays[key] for key in (*expected, "kind", "fps", "how")})
 
 # ---- A run's folder --------------------------------------------------------------------------------------
-RUN_FILES = ("config.json", "checkpoint.pt", "log.csv", "metrics.json", "curve*.png", "reconstructions*",
-             "samples*", "exchange*", "encoded*", "interpolation*", "ablation*")
-
-def warn(text):
-    """A line on standard error."""
-    print(f"nav: {printable(text, 10**4)}", file=sys.stderr, flush=True)
+RUN_FILES = ("config.json", "log.csv", "metrics.json", "curve*.png", "reconstructions*", "samples*",
+             "exchange*", "encoded*", "interpolation*", "ablation*", "checkpoint.pt")
 
 def write(path, content):
     """Write bytes, a text, or anything else as JSON, whole or not at all, and make its folder. OSError."""
@@ -283,17 +312,22 @@ def take_folder(folder, keep, say):
     Unless `keep`, the files of an earlier run move to earlier-1, ... inside the folder, and `say` is told so.
     Raises DataError if another run holds the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise DataError(f"{folder}: another run writes there; let it end, or give another --out") from None
-    leftovers = [] if keep else [path for pattern in RUN_FILES for path in folder.glob(pattern)]
-    if leftovers:
+    busy = f"{folder}: another run writes there; let it end, or give another --out"
+    lock = take_lock(folder / ".lock", busy)
+    # A move that was killed is finished by the next start, or undone. The checkpoint moves last.
+    moving = folder / "earlier-moving"
+    for pattern in RUN_FILES:
+        sweep(folder, Path(pattern).stem)
+        for path in [] if keep else folder.glob(pattern):
+            moving.mkdir(exist_ok=True)
+            path.rename(moving / path.name)
+    if keep and moving.exists():
+        for path in moving.iterdir():
+            path.rename(folder / path.name)
+        moving.rmdir()
+    if moving.exists():
         earlier = next(path for i in itertools.count(1) if not (path := folder / f"earlier-{i}").exists())
-        earlier.mkdir()
-        for path in leftovers:
-            path.rename(earlier / path.name)
+        moving.rename(earlier)
         say(f"{folder} held a run: moved to {earlier}")
     return lock
 
@@ -860,7 +894,7 @@ def report(notes):
         kind = re.sub(r"<[^<>]*>|0x[0-9a-fA-F]+|'[^']*'|[0-9]+", "..", reason)
         groups.setdefault((verb, kind), (reason, []))[1].append(name)
     for (verb, _), (reason, names) in groups.items():
-        print(f"{verb} {len(names)}: {reason}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+        say(f"{verb} {len(names)}: {reason}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
 
 # ---- Clips for nav.py: clips, dictionary rows and windows --------------------------------------------
 def data_path(dataset):
@@ -1200,7 +1234,7 @@ def golf_list(source):
         else:
             text = Path(source if os.path.isdir(source) else Path(source).parent, "golf.txt").read_bytes()
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        return print(f"no list, every strip counts: {printable(error, 200)}")
+        return say(f"no list, every strip counts: {printable(error, 200)}")
     return {STRIP.sub("", line.strip()) for line in text.decode("utf-8", "replace").splitlines()}
 
 LAST_UNDERSCORE = "(?P<static>.+)_(?P<transient>[^_]+)$"  # daria_wave1
@@ -1227,10 +1261,10 @@ def folder(options, notes):
         axes = [list(dict.fromkeys(names)) for names in zip(*cells)]
         for kind, names in zip(("static", "transient"), axes):
             some = printable(", ".join(names[:6]) + (", ..." if len(names) > 6 else ""), 200)
-            print(f"{len(names)} {kind}: {some}")
+            say(f"{len(names)} {kind}: {some}")
             if len(names) < 2:
                 raise DataError(f"--grid: all clips have the {kind} name {names[0]}; --pattern finds others")
-        print(f"{len(cells)} of {len(axes[0]) * len(axes[1])} cells are filled")
+        say(f"{len(cells)} of {len(axes[0]) * len(axes[1])} cells are filled")
     rows = [[printable(text, 1000) for text in texts] for texts in (cells.values(), *zip(*cells))]
     return from_clips([clips.pop(name) for name in cells.values()], options.frames, *rows,
                       f"clips of {printable(Path(options.source[0]).resolve().name)}", "own",
@@ -1501,7 +1535,7 @@ class Progress:
         self.told = now
         seconds = (now - self.start) * ((total or 0) / max(done, 1e-9) - 1)
         rest = f" of {total:.0f}, {seconds:.0f} s left" if total else ""
-        print(f"{self.what}: {done:.0f}{rest}", file=sys.stderr)
+        put(f"{self.what}: {done:.0f}{rest}", sys.stderr)
 
 class Parser(argparse.ArgumentParser):
     """argparse with errors of a single line."""
@@ -1600,6 +1634,11 @@ def run(options):
         raise DataError(f"{clips} clips of that size pass {MAX_SET >> 30} GiB")
     out = Path(options.out, f"{name}.npz")
     how = options_of(options)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"{printable(out)}: another data_prep.py makes it; let it end, or choose another --name"
+    lock = take_lock(out.with_name(f".{name}.lock"), busy)
+    sweep(out.parent, name)
+    picture = out.with_suffix(".png")
     if out.exists() and not options.force:
         there = load(out)
         before, now = json.loads(there.how or "{}"), json.loads(how)
@@ -1607,33 +1646,42 @@ def run(options):
         if changed:
             raise DataError(f"{out} was made with another {', '.join(changed)}: --force redoes it, or choose "
                             "another --name")
-        return print(f"{printable(out)} is there: {there}; --force redoes it")
-    out.parent.mkdir(parents=True, exist_ok=True)
+        if not picture.exists():
+            contact_sheet(there, picture)
+        return say(f"{printable(out)} is there: {there}; --force redoes it")
     notes = []
     try:
         clips = options.prepare(options, notes)
     finally:
         report(notes)
     clips.how = how
+    picture.unlink(missing_ok=True)  # never a sheet of other clips
     save(clips, out)
+    contact_sheet(clips, picture)
+    say(f"{printable(out)}: {printable(clips, 300)}\nlook at {printable(picture)}")
+    for path in options.fetched:
+        say(f"kept {printable(path)}") if options.keep else path.unlink()
+    lock.release()
+
+def contact_sheet(clips, picture):
+    """A PNG of up to 16 frames of up to 16 clips, evenly spread."""
     N, L = clips.videos.shape[:2]
     shown = np.unique(np.linspace(0, N - 1, 16).round().astype(int))
-    picture = out.with_suffix(".png")
     sheet(clips.videos[shown][:, :16], picture, row_labels=[clips.names[j][:24] for j in shown],
           title=f"{len(shown)} of {N} clips, {min(L, 16)} of {L} frames")
-    print(f"{printable(out)}: {printable(clips, 300)}\nlook at {printable(picture)}")
-    for path in options.fetched:
-        print(f"kept {printable(path)}") if options.keep else path.unlink()
 
 def main(arguments=None):
     """The command line -> exit status: 0, 2 after an error line, 130 after Ctrl-C."""
     try:
         return run(parse(arguments)) or 0
-    except (DataError, OSError) as error:
-        print(f"data_prep.py: {printable(error, 500)}", file=sys.stderr)
+    except (DataError, OSError, ImportError) as error:
+        warn(printable(error, 500), "data_prep.py")
+        return 2
+    except MemoryError:
+        warn("not enough memory: fewer clips or --keep-frames, or a smaller --size, may fit", "data_prep.py")
         return 2
     except KeyboardInterrupt:
-        print("data_prep.py: interrupted; nothing half-written is left", file=sys.stderr)
+        warn("interrupted; nothing half-written is left", "data_prep.py")
         return 130
 
 if __name__ == "__main__":

@@ -21,6 +21,11 @@ makes frame i of [z_s ; r_i], and Eq. 6 fits codes, R and G together. Where the 
 Shapes: N clips have L frames of H x W. A step takes B clips, with n rows of z_s and n' rows of z_t, and T
 frames of each clip, M = B T frames in all. With several processes, a process renders B' of the B clips.
 """
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while modules are imported: no traceback (exit status 130)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import difflib
 import io
@@ -28,9 +33,9 @@ import json
 import math
 import os
 import shlex
-import signal
 import sys
 import time
+import zipfile
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -948,7 +953,10 @@ def ablate(args):
     table = dict(data, settings=asdict(base), generated_clips=args.generated_clips, device=str(device),
                  vgg16=args.vgg16 or vgg16[1], torch=str(torch.__version__))
     path = out / "ablation.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
+    before = {}
+    if path.is_file():
+        with data_prep.reading(path, "no table of this script; move it away"):
+            before = dict(json.loads(path.read_text()))
     is_same_table = all(before.get(key) == value for key, value in table.items())
     ours = before["ours"] if is_same_table else {}
     folder_lock = take_folder(out, is_same_table, say)
@@ -1051,11 +1059,8 @@ LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 
 def say(text):
     """Print a text in process 0. A reader who stops (`| head`) does not stop the run."""
-    try:
-        if RANK == 0:
-            print(text.encode("ascii", "backslashreplace").decode(), flush=True)  # for any terminal
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if RANK == 0:
+        data_prep.say(text)
 
 def join_processes(device):
     """Meet the processes that torchrun started: over NCCL on GPUs, gloo on CPUs. Raises DataError."""
@@ -1224,20 +1229,38 @@ def serialise(tensors):
     torch.save(tensors, buffer)
     return buffer.getvalue()
 
+# What a checkpoint holds, and what its `data` holds.
+CHECKPOINT = dict(model=dict, optimisers=list, batches=dict, steps_done=int, log=list, settings=dict,
+                  data=dict)
+DATA = dict(dataset=str, path=str | None, source=str, standin=bool, begin=list | None, fingerprint=str,
+            requested_clips=int | None, reading=dict, fps=float, clips=int, frames=int, size=int,
+            names=list, static_names=list, transient_names=list, pairs=list, trained_on=dict)
+
+def check_types(found, types):
+    """Raises TypeError unless a dict has a value of the right type for every key of `types`."""
+    for key, kind in types.items():
+        kind = kind | int if kind is float else kind
+        if not isinstance(found.get(key, ...), kind):
+            raise TypeError(f"{key}: {getattr(kind, '__name__', kind)} expected")
+
 def read_checkpoint(folder):
     """The checkpoint of a run's folder -> dict of tensors and plain values. Raises DataError."""
     path = Path(folder, "checkpoint.pt")
     if not path.is_file():
         raise DataError(f"{path}: no checkpoint there; train first, or name another folder")
     try:
+        if damaged := zipfile.ZipFile(path).testzip():  # torch.load does not look at the checksums
+            raise ValueError(f"{damaged} is not as it was written: restore the file from a copy")
         kept = torch.load(path, map_location="cpu", weights_only=True)
-        expected = {"model", "optimisers", "batches", "steps_done", "log", "fingerprint", "begin"}
-        if missing := expected - kept.keys() - kept["data"].keys():
-            raise KeyError(*missing)
+        check_types(kept, CHECKPOINT)
+        check_types(kept["data"], DATA)
+        check_types(kept["settings"], {f.name: f.type for f in fields(Settings)})
         kept["settings"] = Settings(**kept["settings"])
         return kept
     except Exception as error:  # damaged bytes or another version can make torch raise anything
-        raise DataError(f"{path}: not a checkpoint of this script ({printable(repr(error), 120)})") from None
+        if data_prep.is_of_machine(error):
+            raise
+        raise DataError(f"{path}: not a checkpoint of this script ({printable(error, 120)})") from None
 
 def load(folder, device="auto"):
     """The Run of a folder (or of its checkpoint.pt), on a device. Raises DataError."""
@@ -1366,17 +1389,21 @@ class Watch:
             self.saved = time.perf_counter()
 
 def save_checkpoint(out, s, data, log, state):
-    """checkpoint.pt, log.csv and curve.png, by process 0. Raises DataError if a number is not finite."""
+    """checkpoint.pt, then log.csv and curve.png, by process 0. DataError if a number is not finite."""
     if not all(values.isfinite().all() for values in state["model"].values()):
         raise diverged(state["steps_done"], s)
     if RANK == 0:
         write(out / "checkpoint.pt", serialise(dict(settings=asdict(s), data=data, log=log, **state)))
-        head = "step,seconds,loss,l_rec,l_triplet,psnr,frames_per_second"
-        lines = [",".join(f"{value:.6g}" for value in row) for row in log]
-        write(out / "log.csv", "\n".join([head, *lines]))
-        _, seconds, loss, _, _, dB, _ = zip(*log)
-        data_prep.chart(named(out, "curve.png", data), seconds, {
-            "Loss (Eq. 6), logarithmic": (loss, True), "PSNR of the last step's frames, dB": (dB, False)})
+        write_log(out, data, log)
+
+def write_log(out, data, log):
+    """log.csv and curve.png."""
+    head = "step,seconds,loss,l_rec,l_triplet,psnr,frames_per_second"
+    lines = [",".join(f"{value:.6g}" for value in row) for row in log]
+    write(out / "log.csv", "\n".join([head, *lines]))
+    _, seconds, loss, _, _, dB, _ = zip(*log)
+    data_prep.chart(named(out, "curve.png", data), seconds, {
+        "Loss (Eq. 6), logarithmic": (loss, True), "PSNR of the last step's frames, dB": (dB, False)})
 
 def train(args):
     """train --dataset chair: train, with a log and checkpoints, then measure; `train` may be left out"""
@@ -1398,12 +1425,14 @@ def train(args):
     if args.resume:
         try:
             trainer.restore(kept)
-        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{out}/checkpoint.pt: of another shape ({printable(error, 120)})") from None
         log = kept["log"]
     if RANK == 0:
         folder_lock = take_folder(out, args.resume, say)
         write(out / "config.json", dict(asdict(s), **data, processes=WORLD))
+        if log:  # a run killed behind its checkpoint has no log of it
+            write_log(out, data, log)
     say(f"{clips}\n{len(clips.static_names)} static and {len(clips.transient_names)} transient codes; "
         f"{s.recipe} recipe, Table 6's {s.table6}, {s.steps} steps of {s.batch} clips x {trainer.batches.T} "
         f"frames\n{device}, {s.precision}, losses by {name_backend(device)}, {WORLD} processes; see {out}")
@@ -1417,6 +1446,7 @@ def train(args):
         raise diverged(trainer.steps_done + 1, s) from None
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    watch.stopped |= watch.signal > 0  # a signal behind the last look: the checkpoint is there
     if RANK == 0 and watch.stopped:
         step = trainer.steps_done
         command = f"python nav.py --resume --out {shlex.quote(str(out))}"
@@ -1601,14 +1631,15 @@ def main(argv=None):
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
         return args.action(args) or 0
-    except DataError as error:
+    except (DataError, ImportError) as error:
         if LOCAL_RANK == 0:  # all processes find the same fault: a line a machine
             warn(error)
     except OSError as error:
         warn(f"{error.filename or 'a file'}: {error.strerror or error}; check path, permissions, space")
     except (MemoryError, RuntimeError) as error:
-        is_allocator = "DefaultCPUAllocator: can't allocate memory" in str(error)
-        if is_allocator or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        signs = "DefaultCPUAllocator: can't allocate memory", "could not create a primitive", "bad_alloc"
+        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if is_memory or any(sign in str(error) for sign in signs):
             warn("not enough memory: a smaller --width, --batch, --clips or --count may fit")
         elif "NAV_KERNELS" in str(error):
             warn(error)
@@ -1624,4 +1655,5 @@ def main(argv=None):
     return 2
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -6,6 +6,7 @@ or scikit-image's values. The commands are run as a user runs them, on small cli
 import bz2
 import contextlib
 import copy
+import errno
 import fractions
 import gzip
 import http.server
@@ -14,6 +15,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -1204,6 +1206,85 @@ def test_ctrl_c_keeps_a_checkpoint(toy):
     assert checkpoint("run")["settings"]["width"] == 4
     assert (np.diff(logged("run")["seconds"]) > 0).all()
 
+def test_a_signal_behind_the_last_look_stops_too(toy):
+    save = nav.save_checkpoint
+    with mock.patch.object(nav, "save_checkpoint", lambda *a: save(*a) or signal.raise_signal(signal.SIGTERM)):
+        status, _, errors = run(*toy, "--steps", 8, "--out", "run", "--checkpoint-every", 1000)
+    assert status == 143 and "stopped at step 8 of 8" in errors and not Path("run/metrics.json").exists()
+    run_ok("--resume", "--out", "run")
+    assert read_json("run/metrics.json")["steps"] == 8
+
+@pytest.mark.parametrize("command, status", [("nav.py --dataset none", 2), ("data_prep.py folder no --name x", 2),
+                                             ("data_prep.py draw chair --clips 1 --name x", 0)])
+@pytest.mark.parametrize("where", ("2>/dev/full", "2>&-", ">/dev/full 2>&1"))
+def test_exit_status_does_not_depend_on_who_listens(command, status, where):
+    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT))}/{command} {where}"
+    assert subprocess.run(command, shell=True, stdout=subprocess.DEVNULL).returncode == status
+
+def test_ctrl_c_during_the_imports_leaves_no_traceback(tmp_path):
+    Path("torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    process = popen(env=dict(os.environ, PYTHONPATH=str(tmp_path)))
+    assert process.communicate() == ("", "") and process.returncode == -signal.SIGINT
+
+def test_what_a_kill_left_undone_is_made_up(toy):
+    """Killed behind the last checkpoint, within the move of an earlier run, and between npz and PNG."""
+    out = Path("run")
+    run_ok(*toy, "--steps", 8, "--out", out)
+    made = {path.name for path in out.iterdir()}
+    for path in out.iterdir():
+        path.unlink() if path.name != "checkpoint.pt" else None
+    (out / f".checkpoint.{'0' * 32}.tmp.pt").write_bytes(b"half")
+    run_ok("--resume", "--out", out)
+    assert {path.name for path in out.iterdir()} == made and len(logged(out)["step"]) == 8
+    rename = Path.rename
+    for count in range(len(made)):  # killed after so many renames, then --resume
+        with mock.patch.object(Path, "rename", autospec=True) as renames:
+            renames.side_effect = lambda *a: rename(*a) if renames.call_count <= count else 1 / 0
+            with pytest.raises(ZeroDivisionError):
+                run(*toy, "--steps", 8, "--out", out)
+        if (out / "checkpoint.pt").exists():  # else the next fresh start ends the move
+            run_ok("--resume", "--out", out)
+            assert {path.name for path in out.iterdir()} == made
+    run_ok(*toy, "--steps", 8, "--out", out)
+    assert {path.name for path in (out / "earlier-1").iterdir()} == made - {".lock"}
+    assert {path.name for path in out.iterdir()} == made | {"earlier-1"}
+    command = "draw chair --clips 1 --size 16 --frames 4 --name x".split()
+    assert run(*command, main=data_prep.main)[0] == 0
+    Path("data/x.png").unlink()
+    assert run(*command, main=data_prep.main)[0] == 0 and Path("data/x.png").exists()
+
+def test_every_flipped_byte_of_a_checkpoint_is_found_or_harmless(toy):
+    run_ok(*toy, "--steps", 4, "--out", "run")
+    path = Path("run/checkpoint.pt")
+    whole = path.read_bytes()
+    kept, found = checkpoint("run"), 0
+    for at in np.random.default_rng(0).integers(len(whole), size=40).tolist():
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            nav.read_checkpoint("run")
+        except DataError as error:
+            assert "\n" not in str(error)
+            found += 1
+        else:  # padding, or a header that the end of the archive repeats
+            assert bit_equal(checkpoint("run"), kept)
+    assert found > 20
+
+def test_checkpoints_and_tables_of_other_shapes_end_in_one_line(toy):
+    run_ok(*toy, "--steps", 4, "--out", "run")
+    state = checkpoint("run")
+    for part in ("data", "settings", None):
+        for key in state[part] if part else state:
+            for value in (..., "x", 1.5, None):
+                changed = dict(state[part] if part else state)
+                changed.update({key: value}) if value is not ... else changed.pop(key)
+                torch.save(dict(state, **{part: changed}) if part else changed, "run/checkpoint.pt")
+                status, _, errors = run("--resume", "--out", "run", "--steps", 4)
+                assert status in (0, 2) and errors.count("\n") <= 1, (part, key, value, errors)
+    Path("runs/ablation-toy").mkdir(parents=True)
+    for text in ("[1]", "nothing", "3"):
+        Path("runs/ablation-toy/ablation.json").write_text(text)
+        assert "no table of this script" in run_error("ablate", *toy[:-2], "--steps", 4)
+
 def test_bad_checkpoints_are_refused_and_good_ones_kept(toy):
     run_ok(*toy, "--steps", 8, "--out", "run")
     path = Path("run/checkpoint.pt")
@@ -1225,7 +1306,7 @@ def test_bad_checkpoints_are_refused_and_good_ones_kept(toy):
     model = state["model"] | {"z_s.z": state["model"]["z_s.z"][:2]}
     torch.save(state | dict(model=model), path)
     assert "shape" in run_error(*again) and "shape" in run_error("sample", "--run", "run")
-    for bad, word in ((state | dict(data={}), "fingerprint"), (dict(settings=evil), "not a checkpoint")):
+    for bad, word in ((state | dict(data={}), "dataset: str expected"), (dict(settings=evil), "not a checkpoint")):
         torch.save(bad, path)
         assert word in run_error(*again) and word in run_error("evaluate", "--run", "run")
     path.write_bytes(path.read_bytes()[:99])
@@ -1236,12 +1317,13 @@ def test_bad_checkpoints_are_refused_and_good_ones_kept(toy):
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     status, _, errors = run(*again)
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert status == 2 and re.fullmatch(f"nav: {path}: .*space\n", errors)
+    assert status == 2 and re.fullmatch(f"nav: run/.*space\n", errors)
     assert path.read_bytes() == whole and not list(path.parent.glob(".*tmp*"))
 
 @pytest.mark.parametrize("error, is_memory", [
     (MemoryError(), True), (torch.OutOfMemoryError("x"), True), (RuntimeError("allocate two buffers"), False),
-    (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"), True)])
+    (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+    (RuntimeError("could not create a primitive"), True)])
 def test_only_an_allocator_is_out_of_memory(toy, monkeypatch, error, is_memory):
     monkeypatch.setattr(nav.Trainer, "step", mock.Mock(side_effect=error))
     with contextlib.nullcontext() if is_memory else pytest.raises(RuntimeError, match="two buffers"):
@@ -1294,12 +1376,10 @@ def test_write_beside_is_whole_or_not_at_all(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         data_prep.write_beside(path, lambda temporary: temporary.write_text("half") / 0)
     assert path.read_text() == "before" and os.listdir() == ["file.txt"]
-    for pid, hours in ((1, 2), (2, 0)):  # what killed processes left: old, and perhaps still being written
-        left = Path(f".file.{pid}.tmp.txt")
-        left.write_text("half")
-        os.utime(left, (time.time() - 3600 * hours,) * 2)
-    data_prep.write_beside(path, lambda temporary: temporary.write_text("after"))
-    assert path.read_text() == "after" and sorted(os.listdir()) == [".file.2.tmp.txt", "file.txt"]
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in every container
+    data_prep.write_beside(path, lambda outer: data_prep.write_beside(path, lambda inner: (
+        outer.write_text("after"), inner.write_text("before"))))
+    assert path.read_text() == "after"
 
 @pytest.mark.parametrize("fps", (8, 15, 30000 / 1001, 60))
 @pytest.mark.parametrize("suffix", data_prep.CLIP_SUFFIXES)
@@ -1744,6 +1824,30 @@ def test_equal_faults_are_counted_together(monkeypatch):
     monkeypatch.setattr(data_prep, "MAX_SET", 50 * 16 * 64 * 64 * 3)
     for more in (command, "draw chair --clips 51".split()):
         assert "51 clips" in run_error(*more, main=data_prep.main)
+
+@pytest.mark.parametrize("error", (MemoryError(), ImportError("libav"), OSError(errno.EMFILE, "too many"),
+                                   OSError(errno.EIO, "input/output")))
+def test_a_fault_of_the_machine_ends_the_preparation(monkeypatch, error):
+    Path("in").mkdir()
+    for k in range(3):
+        data_prep.write_clip(film(k), f"in/{k}.gif")
+    open_picture = Image.open
+    monkeypatch.setattr(Image, "open", mock.Mock(side_effect=[open_picture("in/0.gif"), error, error]))
+    line = run_error("folder", "in", "--name", "x", main=data_prep.main)
+    assert not Path("data/x.npz").exists() and ("memory" in line) == isinstance(error, MemoryError)
+
+def test_two_preparations_of_one_name_do_not_meet(monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in every container
+    Path("in").mkdir()
+    data_prep.write_clip(film(0), "in/0.gif")
+    command = "folder in --name x --force".split()
+    seen = []
+    save = data_prep.save
+    monkeypatch.setattr(data_prep, "save", lambda *a: (
+        seen.append(run_error(*command, main=data_prep.main)), save(*a)))
+    assert run(*command, main=data_prep.main)[0] == 0
+    assert len(seen) == 1 and "another data_prep.py makes it" in seen[0]
+    data_prep.load("data/x.npz")
 
 def test_outside_names_are_printed_on_any_terminal():
     source = os.fsdecode(b"clips \xf0\x9f\x98\x80 \xe9")  # an emoji, and latin-1's bytes
