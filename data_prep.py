@@ -685,6 +685,8 @@ def video_frames(file, notes, trust, threads):
             try:
                 frames = decoder.decode(packet if packet.size else None)
             except av.FFmpegError as error:
+                if isinstance(error, MemoryError):
+                    raise MemoryError from error
                 # A broadcast starts within a group of pictures: pictures that refer to earlier ones are lost.
                 if shown:
                     check_whole(container, stream, slots, end, rate)
