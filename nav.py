@@ -570,7 +570,7 @@ def beside_nearest(run, clips, everything):
     train_set, held_out = keep_from_training(everything, run.settings)
     if not held_out and data["dataset"] == "chair" and not data["path"]:
         held_out = data_prep.draw_chairs(len(clips), data["frames"] * every, data["size"], seed=1)
-    real = torch.from_numpy(train_set.videos)
+    real = thumbnails(torch.from_numpy(train_set.videos))
     index, distance = nearest(torch.from_numpy(clips), real)
     say(f"new clips: {distance.mean():.3f} from the nearest training clip (rms on [0, 1]; 0 is a copy)")
     if held_out:
@@ -759,40 +759,37 @@ def augment(v, rand, most=4):
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 def unit_frames(clips):
     """uint8 [..., H, W, 3] -> float [..., 3, H, W] in [0, 1]."""
-    return clips.movedim(-1, -3).float() / 255
+    return clips.movedim(-1, -3).contiguous().float().div_(255)
 
 def psnr(generated, real):
     """dB of each clip, by its mean squared error on [0, 1], at most 100. uint8 [K, L, H, W, 3] -> [K]."""
-    mse = torch.stack([((g.float() - r.float()) / 255).square().mean() for g, r in zip(generated, real)])
+    mse = torch.stack([(g.float() - r).div_(255).square_().mean() for g, r in zip(generated, real)])
     return -10 * mse.clamp(min=1e-10).log10()
 
 def ssim(x, y):
-    """SSIM of frames, float [M, C, H, W] in [0, 1] twice, sides of at least 11 -> [M]: Gaussian 11 x 11.
+    """SSIM of frames, float [..., C, H, W] in [0, 1] twice, sides of at least 11 -> [...]: Gaussian 11 x 11.
     As scikit-image's structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
     data_range=1), averaged over colours; a border of 5 pixels is left out, as there."""
     taps = torch.exp(-torch.arange(-5, 6, dtype=x.dtype, device=x.device).square() / (2 * 1.5 ** 2))
-    taps = (taps / taps.sum()).expand(x.shape[1], 1, 1, 11)
-    def mean(v):  # the local mean of a colour, one axis after the other
-        return F.conv2d(F.conv2d(v, taps, groups=len(taps)), taps.mT, groups=len(taps))
+    taps = taps / taps.sum()
+    down, across = (torch.stack([F.pad(taps, (i, side - 11 - i)) for i in range(side - 10)])
+                    for side in x.shape[-2:])  # (side - 10, side): the taps at every place
+    def mean(v):  # the local mean of a colour
+        return down @ (v @ across.mT)
     mx = mean(x)
     my = mean(y)
-    vx = mean(x * x) - mx * mx
-    vy = mean(y * y) - my * my
-    vxy = mean(x * y) - mx * my
-    numerator = (2 * mx * my + 1e-4) * (2 * vxy + 9e-4)
-    denominator = (mx * mx + my * my + 1e-4) * (vx + vy + 9e-4)
-    return (numerator / denominator).mean((1, 2, 3))
-
-def mean_ssim(a, b):
-    """Mean SSIM of the frames of clips, uint8 [K, L, H, W, 3] twice; 16 clips at a time."""
-    values = []
-    for x, y in zip(a.split(16), b.split(16)):
-        values.append(ssim(unit_frames(x).flatten(0, 1), unit_frames(y).flatten(0, 1)))
-    return torch.cat(values).mean().item()
+    product = mx * my
+    squares = mx * mx + my * my
+    covariance = mean(x * y) - product
+    variances = mean(x * x + y * y) - squares
+    numerator = (2 * product + 1e-4) * (2 * covariance + 9e-4)
+    denominator = (squares + 1e-4) * (variances + 9e-4)
+    return (numerator / denominator).mean((-3, -2, -1))
 
 def fcs(clips):
     """Frame Consistency Score: mean SSIM of each clip's first frame with all its frames, itself included."""
-    return mean_ssim(clips[:, :1].expand_as(clips), clips)
+    frames = unit_frames(clips)
+    return ssim(frames[:, :1], frames).mean().item()
 
 def load_vgg16(where, device):
     """(phi of the MCS, None), or (None, the reason). where: PATH, `download`, or None for the cache.
@@ -823,24 +820,42 @@ def motion(phi, clips):
     std = torch.tensor([0.229, 0.224, 0.225], device=clips.device)[:, None, None]
     return sum(phi((unit_frames(v) - mean) / std).diff(dim=0) for v in clips) / len(clips)
 
+def thumbnails(clips):
+    """uint8 [K, L, H, W, 3] -> float [K, L * 3 * 16 * 16] in [0, 1], frames of 16 x 16."""
+    K, L = clips.shape[:2]
+    small = torch.empty(K, L, 3, 16, 16, device=clips.device)
+    for frames, video in zip(small, clips):
+        frames.copy_(F.adaptive_avg_pool2d(unit_frames(video), 16))
+    return small.flatten(1)
+
 def nearest(clips, real):
-    """The nearest real clip by frames of 16 x 16. uint8 [K, L, H, W, 3], [K', L, H, W, 3] -> index [K], and
-    distance [K]: root mean square on [0, 1]."""
-    a, b = (torch.stack([F.adaptive_avg_pool2d(unit_frames(v), 16).flatten() for v in videos])
-            for videos in (clips, real))
-    distance, index = torch.cdist(a, b).min(1)
-    return index, distance / a.shape[1] ** 0.5
+    """The nearest of real clips, given as thumbnails [N, d]. uint8 [K, L, H, W, 3] -> index [K], and distance
+    [K]: root mean square on [0, 1]."""
+    distance, index = torch.cdist(thumbnails(clips), real).min(1)
+    return index, distance / real.shape[1] ** 0.5
 
 def scores(generated, real, phi, reason):
-    """Table 2's two scores of clips, uint8 [K, L, H, W, 3] and [K', L, H, W, 3] on one device, and two more.
+    """Table 2's two scores of clips, and two more. Clips are uint8 [K, L, H, W, 3] and [N, L, H, W, 3] on one
+    device, the generated clips in parts, of which the memory holds one at a time.
     mcs is the paper's log10 |f - f^|^2. Averaging `motion` over t telescopes to (last - first) / (L - 1), so
     mcs ignores everything in between; mcs_t is the log10 of the mean over t of |f_t - f^_t|^2. Lower is
     better. Both are None without phi, and for equal motion (JSON has no infinity). fcs_bound is the FCS of
     the real clips. distinct_nearest: the number of real clips that are nearest to a generated clip."""
-    found = dict(fcs=fcs(generated), fcs_bound=fcs(real), mcs=None, mcs_t=None, mcs_note=reason,
-                 distinct_nearest=len(nearest(generated, real)[0].unique()))
+    small = thumbnails(real)
+    index, means = set(), []
+    for parts in (generated, real.split(8)):
+        K, consistency, moved = 0, 0.0, 0.0
+        for clips in parts:
+            K += len(clips)
+            consistency += len(clips) * fcs(clips)
+            moved += len(clips) * motion(phi, clips) if phi else 0
+            if parts is generated:
+                index.update(nearest(clips, small)[0].tolist())
+        means.append((consistency / K, moved / K))
+    found = dict(fcs=means[0][0], fcs_bound=means[1][0], mcs=None, mcs_t=None, mcs_note=reason,
+                 distinct_nearest=len(index))
     if phi:
-        difference = motion(phi, generated) - motion(phi, real)  # (L - 1, 256, H / 4, W / 4)
+        difference = means[0][1] - means[1][1]  # (L - 1, 256, H / 4, W / 4)
         square = difference.mean(0).square().sum()
         square_t = difference.square().sum((1, 2, 3)).mean()
         found["mcs"] = square.log10().item() if square else None
@@ -988,10 +1003,11 @@ def measure_row(model, clips, seed, count, vgg16):
     real = torch.from_numpy(clips.videos).to(device)
     rng = torch.Generator().manual_seed(seed)
     i, k = (torch.randint(len(rows.z), (count,), generator=rng) for rows in (model.z_s, model.z_t))
-    learned = scores(videos(model, i, k), real, *vgg16)
+    learned = scores(videos(model, i, k).split(16), real, *vgg16)
     learned["psnr"] = psnr(videos(model, clips.static_id, clips.transient_id), real).mean().item()
     z_s, z_t = (Dictionary(count, *codes.z.shape[1:]).z.to(device) for codes in (model.z_s, model.z_t))
-    return learned, scores(videos_of(model, z_s, z_t, k.to(device)), real, *vgg16)
+    unlearned = videos_of(model, z_s, z_t, k.to(device))
+    return learned, scores(unlearned.split(16), real, *vgg16)
 
 # ---- encoding: codes of clips that were never trained on ---------------------------------------------------
 def find_codes(model, s, clips, steps=300, lr=0.02):
@@ -1002,7 +1018,7 @@ def find_codes(model, s, clips, steps=300, lr=0.02):
     pairs = torch.cartesian_prod(torch.arange(len(model.z_s.z)), torch.arange(len(model.z_t.z)))
     some = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[:512]
     pairs = pairs[some].to(device)
-    index, _ = nearest(clips, videos(model, *pairs.T))
+    index, _ = nearest(clips, thumbnails(videos(model, *pairs.T)))
     static_row, label = pairs[index].T
     z_s, z_t = model.z_s.codes_of(static_row), model.z_t.codes_of(label)
     v = clips.flatten(0, 1).permute(0, 3, 1, 2)
@@ -1461,8 +1477,16 @@ def report(run, everything, vgg16):
     s, data, model, log = run.settings, run.data, run.model, run.log
     clips, held_out = keep_from_training(everything, s)
     real = torch.from_numpy(clips.videos).to(model.z_s.z.device)
-    generated = videos(model, clips.static_id, clips.transient_id)
-    dB = psnr(generated, real)
+    dB = torch.empty(len(real))
+    similarity = torch.empty(real.shape[:2])
+    def generated():  # in parts: all clips may not fit into the memory once more
+        for j in torch.arange(len(real)).split(8):
+            made = videos(model, clips.static_id[j], clips.transient_id[j])
+            truth = real[j[0] : j[-1] + 1]
+            dB[j] = psnr(made, truth).cpu()
+            similarity[j] = ssim(unit_frames(made), unit_frames(truth)).cpu()
+            yield made
+    measured = scores(generated(), real, *vgg16)
     experiments = {}
     if s.hold_out:
         experiments.update(measure_exchange(model, s, clips, held_out))
@@ -1473,18 +1497,20 @@ def report(run, everything, vgg16):
     step, seconds, *_, frames_per_second = log[-1]
     metrics = {key: data[key] for key in ("dataset", "source", "standin", "frames")}
     metrics.update(videos=data["clips"], psnr=dB.mean().item(), psnr_min=dB.min().item(),
-                   ssim=mean_ssim(generated, real), **scores(generated, real, *vgg16), **experiments,
+                   ssim=similarity.mean().item(), **measured, **experiments,
                    steps=step, seconds=round(seconds, 1), frames_per_second=round(frames_per_second, 1),
                    precision=s.precision, seed=s.seed, **data["trained_on"], evaluated_on=str(real.device))
-    both = torch.stack([real, generated], 1).cpu().numpy()  # (N, 2, L, H, W, 3)
+    def pairs(count):
+        some = spread(len(real), count)
+        made = videos(model, clips.static_id[some], clips.transient_id[some]).cpu().numpy()
+        return some, clips.videos[some], made
     rows, labels = [], []
-    for j in spread(len(both), 8):
-        rows += list(both[j][:, spread(data["frames"], 8)])
+    for j, *both in zip(*pairs(8)):
+        rows += [video[spread(data["frames"], 8)] for video in both]
         labels += [clips.names[j][:16], "generated"]
-    some = both[spread(len(both), 16)]
-    real_over_generated = np.concatenate([some[:, 0], some[:, 1]], 2)
+    real_over_generated = np.concatenate(pairs(16)[1:], 2)
     show(run.folder, "reconstructions", data, rows, data_prep.side_by_side(real_over_generated), speed(data),
-         row_labels=labels, title=f"{len(rows) // 2} of {len(both)} clips")
+         row_labels=labels, title=f"{len(rows) // 2} of {len(real)} clips")
     write_samples(run, everything, honest_prior(data), 16, s.seed)
     write(run.folder / "metrics.json", metrics)
     for name, value in experiments.items():
@@ -1514,7 +1540,8 @@ def evaluate(args):
     if not found:
         raise DataError(f"--generated {args.generated}: no clip of {L} frames or more there")
     generated = np.stack([clip[:L] for clip in found.values()])
-    measured = scores(*(torch.from_numpy(v).to(device) for v in (generated, real.videos)), *vgg16)
+    generated, real_videos = (torch.from_numpy(v).to(device) for v in (generated, real.videos))
+    measured = scores(generated.split(16), real_videos, *vgg16)
     out = Path(args.out or "runs/evaluate", "metrics.json")
     write(out, dict(dataset=args.real, source=real.source, standin=real.standin, generated=args.generated,
                     videos=len(found), frames=L, torch=torch.__version__, commit=commit(), **measured))
