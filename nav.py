@@ -1366,6 +1366,8 @@ class Watch:
         self.first_step = self.trainer.steps_done
         self.seconds_before = self.log[-1][1] if self.log else 0.0
         self.began = self.saved = time.perf_counter()
+        self.processor_began = time.process_time()
+        self.is_crowd_checked = torch.get_num_threads() == 1 or self.trainer.batches.visits.is_cuda
         self.terms = []  # of the steps since the last look
         self.signal = 0  # SIGINT or SIGTERM: the run ends after the step at hand
         self.stopped = False
@@ -1398,11 +1400,22 @@ class Watch:
         eta = round((s.steps - step) / rate)
         say(f"step {step:{len(str(s.steps))}}/{s.steps}  loss {loss:.4f}  {dB:5.2f} dB  "
             f"{frames:6.0f} frames/s  {seconds:5.0f} s  ETA {eta // 60}:{eta % 60:02}")
+        if elapsed > 5 and not self.is_crowd_checked:
+            self.is_crowd_checked = True
+            check_crowd((time.process_time() - self.processor_began) / elapsed)
         self.stopped = bool(self.signal) if WORLD == 1 else terms[-1, 3].item() > 0
         is_late = time.perf_counter() - self.saved >= self.checkpoint_every
         if is_late or self.stopped or step == s.steps:
             save_checkpoint(self.out, s, self.data, self.log, self.trainer.state())
             self.saved = time.perf_counter()
+
+def check_crowd(cores):
+    """Says so if a run got less than three quarters of the processors that its threads could use. Threads
+    that wait for a thread without a processor are slower together than one alone."""
+    threads = torch.get_num_threads()
+    if cores < 0.75 * threads:
+        say(f"other work is on the cores: {threads} threads get {cores:.1f} of {threads}; OMP_NUM_THREADS=1 "
+            "before the command is likely faster")
 
 def save_checkpoint(out, s, data, log, state):
     """checkpoint.pt, then log.csv and curve.png, by process 0. DataError if a number is not finite."""
@@ -1430,10 +1443,12 @@ def train(args):
         device, s, everything, data = prepare(args)
     join_processes(device)
     clips, _ = keep_from_training(everything, s)
+    threads = torch.get_num_threads()
+    threads_before = data.get("trained_on", {}).get("threads", threads)
     data["clips"], data["frames"], data["size"] = clips.videos.shape[:3]
     data.update(names=clips.names, static_names=clips.static_names, transient_names=clips.transient_names,
                 pairs=np.stack([clips.static_id, clips.transient_id], 1).tolist(),
-                trained_on=dict(device=str(device), kernels=name_backend(device),
+                trained_on=dict(device=str(device), kernels=name_backend(device), threads=threads,
                                 torch=str(torch.__version__), commit=commit()))
     vgg16 = load_vgg16(args.vgg16, device) if RANK == 0 else None
     trainer = Trainer(s, clips, device)
@@ -1452,6 +1467,9 @@ def train(args):
     say(f"{clips}\n{len(clips.static_names)} static and {len(clips.transient_names)} transient codes; "
         f"{s.recipe} recipe, Table 6's {s.table6}, {s.steps} steps of {s.batch} clips x {trainer.batches.T} "
         f"frames\n{device}, {s.precision}, losses by {name_backend(device)}, {WORLD} processes; see {out}")
+    if threads_before != threads:
+        say(f"--resume with {threads} threads of a run with {threads_before}: sums are rounded in another "
+            f"order, so not bit for bit; OMP_NUM_THREADS={threads_before} before the command makes it so")
     if clips.standin:
         say("NOTE: these clips are DRAWN STAND-INS, not the real data; every result says so")
     watch = Watch(trainer, out, data, log, args.checkpoint_every)

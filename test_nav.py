@@ -1203,6 +1203,20 @@ def test_ctrl_c_keeps_a_checkpoint(toy):
     assert checkpoint("run")["settings"]["width"] == 4
     assert (np.diff(logged("run")["seconds"]) > 0).all()
 
+def test_threads_are_recorded_and_a_crowd_is_said(toy):
+    run_ok(*toy, "--steps", 4, "--out", "run")
+    assert read_json("run/metrics.json")["threads"] == torch.get_num_threads() == 1
+    assert read_json("run/config.json")["trained_on"]["threads"] == 1
+    assert "bit for bit" not in run_ok("--resume", "--out", "run")
+    with mock.patch.object(torch, "get_num_threads", lambda: 2):
+        assert "so not bit for bit; OMP_NUM_THREADS=1 before" in run_ok("--resume", "--out", "run")
+        for seconds, cores in ((100, 1.4), (100, 1.6), (4, 1.4)):  # of wall time, and used of it
+            with mock.patch.multiple(time, perf_counter=mock.Mock(side_effect=itertools.count(0, seconds)),
+                                     process_time=mock.Mock(side_effect=[0, cores * seconds])):
+                said = run_ok(*toy, "--steps", 1, "--out", "crowd", "--checkpoint-every", 1000)
+            is_said = "other work is on the cores: 2 threads get 1.4 of 2" in said
+            assert is_said == (seconds > 5 and cores < 1.5)
+
 def test_a_signal_behind_the_last_look_stops_too(toy):
     save = nav.save_checkpoint
     def save_and_stop(*everything):
