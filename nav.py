@@ -517,6 +517,8 @@ def choose_codes(run, prior, count, rng, static, transient):
     i, k = is_wanted.nonzero().T
     if len(i) == 0:
         raise DataError(f"--prior unseen: {run.folder} was trained on all of these pairs")
+    if count and prior == "unseen":  # no pair twice
+        count = min(count, len(i))
     if count:  # different pairs, if there are so many
         drawn = torch.randperm(len(i), generator=rng).repeat(-(-count // len(i)))[:count]
         i, k = i[drawn], k[drawn]
