@@ -1520,15 +1520,13 @@ def report(run, everything, vgg16):
                    ssim=similarity.mean().item(), **measured, **experiments,
                    steps=step, seconds=round(seconds, 1), frames_per_second=round(frames_per_second, 1),
                    precision=s.precision, seed=s.seed, **data["trained_on"], evaluated_on=str(real.device))
-    def pairs(count):
-        some = spread(len(real), count)
-        made = videos(model, clips.static_id[some], clips.transient_id[some]).cpu().numpy()
-        return some, clips.videos[some], made
+    some = spread(len(real), 16)
+    shown = clips.videos[some], videos(model, clips.static_id[some], clips.transient_id[some]).cpu().numpy()
     rows, labels = [], []
-    for j, *both in zip(*pairs(8)):
-        rows += [video[spread(data["frames"], 8)] for video in both]
-        labels += [clips.names[j][:16], "generated"]
-    real_over_generated = np.concatenate(pairs(16)[1:], 2)
+    for k in spread(len(some), 8):
+        rows += [clip[k][spread(data["frames"], 8)] for clip in shown]
+        labels += [clips.names[some[k]][:16], "generated"]
+    real_over_generated = np.concatenate(shown, 2)
     show(run.folder, "reconstructions", data, rows, data_prep.side_by_side(real_over_generated), speed(data),
          row_labels=labels, title=f"{len(rows) // 2} of {len(real)} clips")
     write_samples(run, everything, honest_prior(data), 16, s.seed)

@@ -2,7 +2,13 @@
 # One would guess: A decoder gives its frames in the order of display, so frame.time never steps
 # back.
 #
-# What is seen: TODO
+# What is seen: The pictures do come in the order of display.
+# In AVI, which stores no display times, 16 of 47 steps of frame.time run backwards all the
+# same: each time follows the order of storage.
+# PyAV 18.1.0, libavformat 62.12.102:
+#   avi frames 48 pictures in order True steps back in time 16 times [0.04, 0.12, 0.16, 0.08, 0.24, 0.28, 0.2, 0.36]
+#   matroska frames 48 pictures in order True steps back in time 0 times [0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.28]
+#   mp4 frames 48 pictures in order True steps back in time 0 times [0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.28]
 #
 # So: For H.264 in AVI, take a frame's time as its index over the average rate.
 # Do not sort the frames by frame.time or frame.pts: that puts the right order wrong.

@@ -2,7 +2,17 @@
 # One would guess: An animated AVIF opened with PyAV has its animation in streams.video[0], like
 # any video.
 #
-# What is seen: TODO
+# What is seen: PyAV 18.1.0 shows the still picture of the file as a stream of one frame, before
+# the stream of the animation.
+# With alpha there are four streams: colour and grey alpha for the still picture, then both for
+# the animation.
+# Files written by Pillow 13.0.0 with 4 frames:
+#   RGB stream 0 frames 1 yuv420p average_rate 1
+#   RGB stream 1 frames 4 yuv420p average_rate 10
+#   RGBA stream 0 frames 1 yuv420p average_rate 1
+#   RGBA stream 1 frames 1 gray average_rate 1
+#   RGBA stream 2 frames 4 yuv420p average_rate 10
+#   RGBA stream 3 frames 4 gray average_rate 10
 #
 # So: Take the video stream with the most frames, not the first one.
 # Expect alpha as a grey stream of its own, and join it yourself.

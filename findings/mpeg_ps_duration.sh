@@ -3,7 +3,20 @@
 # take a rounding.
 # Its first frame is at time 0.
 #
-# What is seen: TODO
+# What is seen: In an MPEG program stream, the duration is an estimate from the time stamps near
+# the file's end, and not every frame has one.
+# It comes out short by up to 0.42 s of 1.92 s, or is None for a file of one frame; the shortage
+# changes with the content.
+# The first frame's time is 0.5 s or more. PyAV 18.1.0, libavformat 62.12.102, 25 frames a
+# second:
+#   mpeg1video frames 1 true seconds 0.04 duration 0.02 first 0.5 last 0.5
+#   mpeg1video frames 12 true seconds 0.48 duration 0.46 first 0.54 last 0.98
+#   mpeg1video frames 48 true seconds 1.92 duration 1.5 first 0.54 last 2.42
+#   mpeg1video frames 96 true seconds 3.84 duration 3.82 first 0.54 last 4.34
+#   mpeg2video frames 1 true seconds 0.04 duration None first 0.5 last 0.5
+#   mpeg2video frames 12 true seconds 0.48 duration 0.36 first 0.54 last 0.98
+#   mpeg2video frames 48 true seconds 1.92 duration 1.88 first 0.54 last 2.42
+#   mpeg2video frames 96 true seconds 3.84 duration 3.64 first 0.54 last 4.34
 #
 # So: Do not cut clips of a .mpg file by container.duration.
 # Decode and count frames, and subtract the first frame's time from every time.
@@ -18,7 +31,6 @@ python3 -m venv "$folder/venv"
 cd "$folder"
 "$folder/venv/bin/python" - <<'PROGRAM'
 import io
-from fractions import Fraction
 
 import av
 import numpy as np
@@ -32,13 +44,11 @@ def picture(index):
     return np.stack(channels, -1).astype(np.uint8)
 
 
-def write(container_format, codec, rate, count, aspect=None):
+def write(container_format, codec, rate, count):
     file = io.BytesIO()
     with av.open(file, "w", format=container_format) as output:
         stream = output.add_stream(codec, rate=rate, options={"threads": "1"})
         stream.width, stream.height, stream.pix_fmt = 176, 144, "yuv420p"
-        if aspect:
-            stream.codec_context.sample_aspect_ratio = aspect
         for index in range(count):
             output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(index), format="rgb24")))
         output.mux(stream.encode())

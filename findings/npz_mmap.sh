@@ -2,7 +2,12 @@
 # One would guess: np.load(path, mmap_mode="r") maps an .npz file as it maps an .npy file, so
 # looking up one entry reads next to nothing, and looking it up again costs nothing.
 #
-# What is seen: TODO
+# What is seen: numpy 2.4.6 ignores mmap_mode for .npz without a warning.
+# Each lookup reads the entry again into a new writeable array, and a change to it is lost at
+# the next lookup:
+#   npy memmap writeable False
+#   npz ndarray writeable True same object twice False
+#   npz after writing 7 to the first copy, read again: 0.0
 #
 # So: Keep large arrays in .npy files of their own if they are to be mapped.
 # Hold the array of an .npz in a variable; do not index the archive in a loop.

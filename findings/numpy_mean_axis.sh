@@ -2,7 +2,14 @@
 # One would guess: The mean over float32 frames is as exact over the first axis as over the
 # last, since numpy sums in pairs.
 #
-# What is seen: TODO
+# What is seen: numpy 2.4.6 sums in pairs only along the axis that is contiguous in memory.
+# Over the first axis of a stack it adds one frame after another in float32, and the error grows
+# to 1 % for a million frames:
+#   numpy 2.4.6
+#   first axis 0.10095834732055664 relative error 9.6e-03
+#   last axis 0.10000000894069672 relative error 7.5e-08
+#   flat 0.10000000894069672 relative error 7.5e-08
+#   float64 0.10000000149011612 relative error 0.0e+00
 #
 # So: For a mean picture over many frames, pass dtype=np.float64 to mean or sum.
 # Do not trust that a test on a flat array covers a stack of frames.

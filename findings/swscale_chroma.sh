@@ -3,7 +3,16 @@
 # rounding in 4:2:0.
 # A picture of 4x4 blocks of one colour each is such a picture.
 #
-# What is seen: TODO
+# What is seen: The default filter (the same as BILINEAR here) takes in the neighbour's chroma
+# and smears the blocks' colours, before any codec runs.
+# AREA and POINT lose only the rounding. PyAV 18.1.0, libswscale 9.5.102, from rgb24 to yuv420p
+# and back:
+#   blocks of 2 default PSNR 27.5 worst 38
+#   blocks of 2 AREA PSNR 45.4 worst 3
+#   blocks of 4 default PSNR 32.1 worst 25
+#   blocks of 4 AREA PSNR 45.4 worst 3
+#   blocks of 8 default PSNR 34.7 worst 26
+#   blocks of 8 AREA PSNR 45.4 worst 3
 #
 # So: Give interpolation="AREA" when converting to a format with less chroma.
 # Judge a codec only after measuring this step without any codec.

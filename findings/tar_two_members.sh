@@ -2,7 +2,21 @@
 # One would guess: A tar reader that finds the compression by itself reads the same files in
 # stream mode ("r|*") as in file mode ("r:*").
 #
-# What is seen: TODO
+# What is seen: Where the compressed file is two compressed members one after another (as cat
+# a.gz b.gz or pbzip2 make), the stream mode stops at the end of the first.
+# It then raises an error in the middle of the archive, which looks like a broken file. Python
+# 3.11.7:
+#   Python 3.11.7
+#   gz one member, r|* (6, 'ok')
+#   gz two members, r:* (6, 'ok')
+#   gz two members, r|* (3, 'ReadError: unexpected end of data')
+#   gz two members, gzip.open and r| (6, 'ok')
+#   bz2 one member, r|* (6, 'ok')
+#   bz2 two members, r|* (3, 'ReadError: unexpected end of data')
+#   bz2 two members, bz2.open and r| (6, 'ok')
+#   xz one member, r|* (6, 'ok')
+#   xz two members, r|* (3, 'EOFError: Already at end of stream')
+#   xz two members, lzma.open and r| (6, 'ok')
 #
 # So: For a stream, open the decompressor yourself (gzip.open, bz2.open, lzma.open) and give
 # tarfile the plain stream with mode "r|".

@@ -2,7 +2,15 @@
 # One would guess: A WebM file with an alpha channel decodes with its alpha, since FFmpeg's own
 # decoder handles VP8 and VP9.
 #
-# What is seen: TODO
+# What is seen: FFmpeg's own decoders vp9 and vp8, which are the default, drop the alpha without
+# a word.
+# The libvpx decoders keep it. The stream's pix_fmt says yuv420p in both cases, and only the
+# metadata entry alpha_mode tells.
+# PyAV 18.1.0, libavcodec 62.28.102:
+#   decoder vp9 frames 4 alpha_mode 1 stream yuv420p frame yuv420p alpha from 255 to 255
+#   decoder libvpx-vp9 frames 4 alpha_mode 1 stream yuv420p frame yuva420p alpha from 0 to 255
+#   decoder vp8 frames 4 alpha_mode 1 stream yuv420p frame yuv420p alpha from 255 to 255
+#   decoder libvpx frames 4 alpha_mode 1 stream yuv420p frame yuva420p alpha from 0 to 255
 #
 # So: Where a WebM stream's metadata says alpha_mode 1, decode it with libvpx-vp9 (VP9) or
 # libvpx (VP8).

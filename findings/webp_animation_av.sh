@@ -2,7 +2,17 @@
 # One would guess: What Pillow writes as an animated picture, FFmpeg's libraries read: GIF,
 # APNG, AVIF and WebP alike.
 #
-# What is seen: TODO
+# What is seen: Animated WebP opens with PyAV 18.1.0, shows a stream at 25 frames a second, and
+# fails at decoding.
+# GIF and APNG decode. A GIF tells its duration, an APNG tells none (Pillow 13.0.0, libavcodec
+# 62.28.102):
+#   PyAV 18.1.0 libavcodec 62.28.102 Pillow 13.0.0
+#   GIF frames written 1 demuxer gif average_rate 10 duration 100000 decoded 1
+#   GIF frames written 4 demuxer gif average_rate 10 duration 400000 decoded 4
+#   PNG frames written 1 demuxer png_pipe average_rate 25 duration None decoded 1
+#   PNG frames written 4 demuxer apng average_rate 10 duration None decoded 4
+#   WEBP frames written 1 demuxer webp_pipe average_rate 25 duration None decoded 1
+#   WEBP frames written 4 demuxer webp_pipe average_rate 25 duration None decoded InvalidDataError
 #
 # So: Read animated WebP with Pillow.
 # Do not take a stream's stated rate as a sign that its frames can be decoded.
