@@ -844,6 +844,7 @@ def scores(generated, real, phi, reason):
     better. Both are None without phi, and for equal motion (JSON has no infinity). fcs_bound is the FCS of
     the real clips. distinct_nearest: the number of real clips that are nearest to a generated clip."""
     small = thumbnails(real)
+    square = small.square().sum(1)
     index, means = set(), []
     for parts in (generated, real.split(8)):
         K, consistency, moved = 0, 0.0, 0.0
@@ -852,7 +853,7 @@ def scores(generated, real, phi, reason):
             consistency += len(clips) * fcs(clips)
             moved += len(clips) * motion(phi, clips) if phi else 0
             if parts is generated:
-                index.update(nearest(clips, small)[0].tolist())
+                index.update((square - 2 * thumbnails(clips) @ small.T).argmin(1).tolist())
         means.append((consistency / K, moved / K))
     found = dict(fcs=means[0][0], fcs_bound=means[1][0], mcs=None, mcs_t=None, mcs_note=reason,
                  distinct_nearest=len(index))
