@@ -203,7 +203,7 @@ def sweep(folder, stem):
         old.unlink(missing_ok=True)
 
 def take_lock(path, busy):
-    """A lock on a file, held as long as the returned object lives. DataError, saying `busy`, if it is taken."""
+    """A lock on a file, for as long as the returned object lives. DataError, saying `busy`, if it is taken."""
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
@@ -364,6 +364,7 @@ def sheet(rows, path, **more):
     """draw_sheet as a PNG."""
     write_beside(path, draw_sheet(rows, **more).save)
 
+MAX_PALETTE = 1 << 23  # bytes of the lines whose colours make the palette of a GIF
 CLIP_SUFFIXES = ("mp4", "gif", "webp", "png")
 
 def write_clip(video, path, fps=8, scale=1):
@@ -390,8 +391,10 @@ def write_gif(video, fps, path):
     every = math.ceil(fps / 50)
     video = video[::every]
     T, H, W, _ = video.shape
-    everything = Image.fromarray(video.reshape(T * H, W, 3))
-    found = everything.quantize(255, Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE)
+    lines = video.reshape(T * H, W, 3)
+    everything = Image.fromarray(lines)
+    some = Image.fromarray(lines[:: math.ceil(lines.size / MAX_PALETTE)])
+    found = some.quantize(255, Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE)
     colours = found.getpalette()
     palette = Image.new("P", (1, 1))
     palette.putpalette(colours + [255] * (768 - len(colours)))

@@ -506,15 +506,15 @@ def choose_codes(run, prior, count, rng, static, transient):
     codes, data = run.model.z_s.z, run.data
     i, k = (torch.tensor([row_of(all_names, name) for name in some or range(len(all_names))])
             for all_names, some in ((run.static_names, static), (run.transient_names, transient)))
-    is_wanted = torch.zeros(len(codes), len(run.transient_names), dtype=torch.bool)
-    is_wanted[i[:, None], k] = True
+    i, k = torch.cartesian_prod(i, k).T  # in the order in which they are named
     words = "pairs of learned codes"
     if prior == "unseen":
-        is_wanted[tuple(torch.tensor(data["pairs"]).T)] = False
-        words = f"pairs of {is_wanted.sum()} that training never saw"
+        is_unseen = torch.ones(len(codes), len(run.transient_names), dtype=torch.bool)
+        is_unseen[tuple(torch.tensor(data["pairs"]).T)] = False
+        i, k = torch.stack([i, k])[:, is_unseen[i, k]]
+        words = f"pairs of {len(i)} that training never saw"
         if len(run.transient_names) == data["clips"]:
             words += "; each clip has its own transient code: new pairs are mixtures"
-    i, k = is_wanted.nonzero().T
     if len(i) == 0:
         raise DataError(f"--prior unseen: {run.folder} was trained on all of these pairs")
     if count and prior == "unseen":  # no pair twice
@@ -1646,7 +1646,7 @@ def parse(argv):
             add("--prior", choices=("dictionary", "unseen", "gaussian"), default="dictionary",
                 help="all pairs; pairs that training never saw; new static codes")
             add("--seed", type=between(0), default=0, help="of the random draw (default: 0)")
-            add("--save", choices=data_prep.CLIP_SUFFIXES, help="also a file for every clip, in samples/")
+            add("--save", choices=data_prep.CLIP_SUFFIXES, help="also a file a clip, in samples/; old files stay")
             add("--scale", type=between(1, 16), metavar="N", help="side of a pixel (default: mp4 4, else 1)")
         elif action is interpolate:
             add("--clip", type=between(0), default=0, metavar="J", help="number of the clip, from 0")
