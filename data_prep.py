@@ -203,7 +203,7 @@ def sweep(folder, stem):
         old.unlink(missing_ok=True)
 
 def take_lock(path, busy):
-    """A lock on a file, for as long as the returned object lives. DataError, saying `busy`, if it is taken."""
+    """A lock on a file while the returned object lives. DataError, saying `busy`, if it is taken."""
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
