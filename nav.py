@@ -1646,7 +1646,7 @@ def parse(argv):
             add("--prior", choices=("dictionary", "unseen", "gaussian"), default="dictionary",
                 help="all pairs; pairs that training never saw; new static codes")
             add("--seed", type=between(0), default=0, help="of the random draw (default: 0)")
-            add("--save", choices=data_prep.CLIP_SUFFIXES, help="also a file a clip, in samples/; old ones stay")
+            add("--save", choices=data_prep.CLIP_SUFFIXES, help="also a file a clip; old files stay")
             add("--scale", type=between(1, 16), metavar="N", help="side of a pixel (default: mp4 4, else 1)")
         elif action is interpolate:
             add("--clip", type=between(0), default=0, metavar="J", help="number of the clip, from 0")
