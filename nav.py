@@ -504,14 +504,17 @@ def choose_codes(run, prior, count, rng, static, transient):
     `count` random pairs of the named rows, or of all rows; without a count all pairs. unseen: pairs that
     training never saw. gaussian: static codes that nobody learned. Raises DataError."""
     codes, data = run.model.z_s.z, run.data
-    i, k = (torch.tensor([row_of(all_names, name) for name in some or range(len(all_names))])
-            for all_names, some in ((run.static_names, static), (run.transient_names, transient)))
+    i, k = (torch.tensor([row_of(names, name) for name in some]) if some else torch.arange(len(names))
+            for names, some in ((run.static_names, static), (run.transient_names, transient)))
+    if count:  # of a thousand rows each: all pairs of 20,000 clips would not fit into the memory
+        i, k = (rows[torch.randperm(len(rows), generator=rng)[:1000]] if len(rows) > 1000 else rows
+                for rows in (i, k))
     i, k = torch.cartesian_prod(i, k).T  # in the order in which they are named
     words = "pairs of learned codes"
     if prior == "unseen":
-        is_unseen = torch.ones(len(codes), len(run.transient_names), dtype=torch.bool)
-        is_unseen[tuple(torch.tensor(data["pairs"]).T)] = False
-        i, k = torch.stack([i, k])[:, is_unseen[i, k]]
+        seen = {tuple(pair) for pair in data["pairs"]}
+        is_unseen = torch.tensor([pair not in seen for pair in zip(i.tolist(), k.tolist())])
+        i, k = i[is_unseen], k[is_unseen]
         words = f"pairs of {len(i)} that training never saw"
         if len(run.transient_names) == data["clips"]:
             words += "; each clip has its own transient code: new pairs are mixtures"

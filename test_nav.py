@@ -774,6 +774,13 @@ def test_many_samples_differ_and_the_seed_draws_others(grid_run):
     assert len(set(drawn[0, 20])) == 20 and "2-s0_t0" in drawn[0, 20]  # every pair twice, some three times
     with Image.open("out/samples.gif") as gif:
         assert gif.size == (64, 64)  # at most 16 clips
+    many = [str(j) for j in range(30_000)]
+    data = dict(pairs=[[j, j] for j in range(30_000)], clips=30_000, static_names=many, transient_names=many)
+    model = mock.Mock(z_s=mock.Mock(z=torch.zeros(30_000, 2)))
+    run = nav.Run(None, None, data, [], model)
+    _, k, statics, words = nav.choose_codes(run, "unseen", 16, torch.Generator().manual_seed(0), None, None)
+    pairs = set(zip(statics, k.tolist()))
+    assert len(pairs) == 16 and all(int(i) != k for i, k in pairs) and "mixtures" in words
 
 @pytest.mark.parametrize("layout, words", [
     ("grid", "pairs of 3 that training never saw"), ("static", "new static codes"),
