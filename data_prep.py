@@ -678,7 +678,7 @@ def video_frames(file, notes, trust, threads):
         trust = trust and container.format.name != "mpegvideo"  # a stream without a container has no times
         slots = []  # the ticks of an AVI with a picture: an AVI stores no other times
         end = 0.0  # of all packets, in seconds
-        shown, tick, now, show = 0, 0, 0.0, None
+        shown, tick, now, show, lost = 0, 0, 0.0, None, None
         for packet in container.demux():
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -688,13 +688,13 @@ def video_frames(file, notes, trust, threads):
             try:
                 frames = decoder.decode(packet if packet.size else None)
             except av.FFmpegError as error:
-                if isinstance(error, MemoryError):
+                if isinstance(error, (MemoryError, BlockingIOError)):  # no memory for data, for threads
                     raise MemoryError from error
                 # A broadcast starts within a group of pictures: pictures that refer to earlier ones are lost.
                 if shown:
                     check_whole(container, stream, slots, end, rate)
                     raise DataError(f"damaged after frame {shown}: fetch it again") from error
-                frames = []
+                frames, lost = [], error
             for frame in frames:
                 before, now = now, shown / rate
                 if is_avi:
@@ -714,6 +714,8 @@ def video_frames(file, notes, trust, threads):
                 show = partial(show_frame, frame, reformatter, stream.sample_aspect_ratio or 1)
                 shown += 1
         check_whole(container, stream, slots, end, rate)
+        if lost and not shown:
+            raise lost
         if shown:
             yield show, 1 / rate, (tick + 1) / rate
 
