@@ -847,7 +847,7 @@ def scores(generated, real, phi, reason):
     better. Both are None without phi, and for equal motion (JSON has no infinity). fcs_bound is the FCS of
     the real clips. distinct_nearest: the number of real clips that are nearest to a generated clip."""
     small = thumbnails(real)
-    square = small.square().sum(1)
+    square = small.square().sum(1)  # once, not as `nearest` for every part
     index, means = set(), []
     for parts in (generated, real.split(8)):
         K, consistency, moved = 0, 0.0, 0.0
@@ -1354,8 +1354,8 @@ def prepare_again(args, out):
     s = replace(before, **asked)
     if s.steps > before.steps and s.recipe == "fast":
         say(f"{before.steps} steps become {s.steps}: from step {kept['steps_done']} on, rates are of so many")
-    named = args.dataset and data_prep.data_path(args.dataset)
-    dataset = str(named) if named and named.is_file() else args.dataset  # a file comes before stand-ins
+    path = args.dataset and data_prep.data_path(args.dataset)
+    dataset = str(path) if path and path.is_file() else args.dataset  # a file comes before stand-ins
     clips = clips_of_run(Run(out, s, data, kept["log"], None), dataset)
     return choose_device(args.device), s, clips, data, kept
 

@@ -1328,7 +1328,8 @@ def test_bad_checkpoints_are_refused_and_good_ones_kept(toy):
     model = state["model"] | {"z_s.z": state["model"]["z_s.z"][:2]}
     torch.save(state | dict(model=model), path)
     assert "shape" in run_error(*again) and "shape" in run_error("sample", "--run", "run")
-    for bad, word in ((state | dict(data={}), "dataset: str expected"), (dict(settings=evil), "not a checkpoint")):
+    without_data = state | dict(data={})
+    for bad, word in ((without_data, "dataset: str expected"), (dict(settings=evil), "not a checkpoint")):
         torch.save(bad, path)
         assert word in run_error(*again) and word in run_error("evaluate", "--run", "run")
     path.write_bytes(path.read_bytes()[:99])
@@ -1424,7 +1425,8 @@ def test_written_clips_keep_time_white_and_colours(suffix, fps):
             stream = container.streams.video[0]
             assert abs(stream.average_rate - fps) < 1e-6 and stream.frames == 12
             frame = next(container.decode(stream))
-            assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (6, 1, 1, 1)
+            tags = frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range
+            assert tags == (6, 1, 1, 1)
         assert dB(small.mean((2, 4)), kept) > 38
     else:
         assert (small[(kept == 255).all(-1).nonzero()[0][0], 0] == 255).all()

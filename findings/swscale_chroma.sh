@@ -29,7 +29,7 @@ cd "$folder"
 import av
 import numpy as np
 
-print("PyAV", av.__version__, "libswscale", ".".join(map(str, av.library_versions["libswscale"])))
+print("PyAV", av.__version__)
 random = np.random.default_rng(0)
 seen = {}
 for block in (2, 4, 8):

@@ -30,7 +30,7 @@ import io
 import av
 import numpy as np
 
-print("PyAV", av.__version__, "libavcodec", ".".join(map(str, av.library_versions["libavcodec"])))
+print("PyAV", av.__version__)
 height, width = 64, 96
 rows, columns = np.mgrid[0:height, 0:width]
 alpha = columns * 255 // (width - 1)
