@@ -85,8 +85,9 @@ class Settings:
     conditional: bool = setting(False, "G takes the transient row as a label (paper, weizmann: yes)")
     recurrent: bool = setting(True, "--no-recurrent: without R, every frame has a free code of its own")
     width: int = setting(32, "channels of G before its last layer (32; on a GPU, and paper: DCGAN's 64)", 1)
-    batch: int = setting(32, "clips a step, at most (32; on a GPU 128; paper 1)", 1)
-    per_clip: int = setting(1, "random frames of each clip in a step, 0: all (1, few clips more; paper 0)", 0)
+    batch: int = setting(32, "clips a step, at most (32, layout both 16; on a GPU 128; paper 1)", 1)
+    per_clip: int = setting(1, "random frames of each clip in a step, 0: all (1, layout both 2, few clips more; "
+                            "paper 0)", 0)
     precision: str = setting(("auto", "fp32", "bf16"), "of G; auto: bf16 where it is faster (paper fp32)")
     seed: int = setting(0, "of every random draw", 0)
     table6: str = setting(("chair", "weizmann", "golf"), "row of Table 6 (the set's; own grids: weizmann)")
@@ -181,15 +182,16 @@ def pick(rows, of_clip):
 
 # ---- the networks R and G (Sec. 3 and 4.2, Eq. 2) ----------------------------------------------------------
 class Recurrent(nn.Module):
-    """R: a one-layer GRU from a zero state, then a linear map back, z_t [n, L, D_t] -> r [n, L, D_t]."""
-    def __init__(self, D_t):
+    """R: a one-layer GRU from a zero state, then a linear map back, z_t [n, L, D_t] -> r [n, L, D_t].
+    length [n]: the frames that are needed of each row, None: all. Of the others r says nothing."""
+    def __init__(self, D_t, bf16=False):
         super().__init__()
-        self.gru = GRU(D_t, HIDDEN)
+        self.gru = GRU(D_t, HIDDEN, bf16)
         self.out = nn.Linear(HIDDEN, D_t)
 
     @record_function("nav: R")
-    def forward(self, z_t):
-        return self.out(self.gru(z_t))
+    def forward(self, z_t, length=None):
+        return self.out(self.gru(z_t, length))
 
 class Generator(nn.Module):
     """G, a DCGAN: codes [M, D_s + D_t] -> frames [M, 3, size, size] in [-1, 1]; size is 4 * 2^k.
@@ -235,10 +237,10 @@ class Model(nn.Module):
         momentum = s.recipe == "paper"
         self.z_s = Dictionary(static_rows, s.D_s, momentum=momentum)
         self.z_t = Dictionary(transient_rows, L, s.D_t, momentum=momentum, rank=s.rank)
-        self.R = Recurrent(s.D_t) if s.recurrent else nn.Identity()
+        self.bf16 = s.precision == "bf16"
+        self.R = Recurrent(s.D_t, self.bf16) if s.recurrent else nn.Identity()
         labels = transient_rows if s.conditional else 0
         self.G = Generator(s.D_s + s.D_t, size, s.width, labels, s.augment)
-        self.bf16 = s.precision == "bf16"
 
     @record_function("nav: G")
     def render(self, z_s, r, label, augmentation=None):
@@ -274,6 +276,9 @@ def objective(model, s, batch, z_s, r):
     l_static = losses[:, 0]
     # Eq. 5 is written for z_t; here it is of r = R(z_t), because Sec. 3.3 trains theta with it too.
     l_triplet = triplet_margin(r, margin=float(s.alpha), radius=s.alpha)  # (n',)
+    # The rows that R ran to the end stand for all rows (see how_far).
+    is_whole = (batch.length == r.shape[1]).float()  # (n',)
+    l_triplet = l_triplet * is_whole * (len(r) / is_whole.sum())
     l_triplet = pick(l_triplet, batch.transient_of_clip)  # (B,)
 
     # Backward of the sum over clips: a clip's gradient does not depend on how many clips share the step.
@@ -316,7 +321,7 @@ class Trainer:
         z_t = m.z_t.codes_of(batch.transient_rows)  # (n', L, D_t)
         # ---- BEGIN: the training step ----
         m.zero_grad()
-        r = m.R(z_t)  # (n', L, D_t)
+        r = m.R(z_t, batch.length) if s.recurrent else z_t  # (n', L, D_t)
         if s.recipe == "paper":  # stage 1 (Eq. 3.1): gamma
             m.G.requires_grad_(True)
             objective(m, s, batch, z_s.detach(), r.detach())
@@ -371,6 +376,7 @@ class Batch:
     transient_rows: torch.Tensor  # (n',) rows of z_t
     static_of_clip: torch.Tensor  # (B',) the place of a clip's row in static_rows
     transient_of_clip: torch.Tensor  # (B',) and in transient_rows
+    length: torch.Tensor  # (n',) the frames of each row that R has to make
     times: torch.Tensor  # (B', T) frames of each clip
     v: torch.Tensor  # (B'*T, 3, H, W) uint8
     augmentation: torch.Tensor  # (B'*T, 4), or None
@@ -414,9 +420,11 @@ class Batches:
         L = self.L
         static_rows, static_of_clip = self.static_id[clips].unique(return_inverse=True)
         transient_rows, transient_of_clip = self.transient_id[clips].unique(return_inverse=True)
+        times = numbers[:, 1:L + 1].argsort(1)[:, :self.T]  # (B, T)
+        length = how_far(times, transient_of_clip, len(transient_rows), L)
         mine = slice(RANK, None, WORLD)  # the clips that this process renders
         numbers = numbers[mine]
-        times = numbers[:, 1:L + 1].argsort(1)[:, :self.T]  # (B', T)
+        times = times[mine]  # (B', T)
         begin = self.begin[clips[mine]]
         if self.s.window == "random":
             begin = begin + (numbers[:, 0] * (self.length[clips[mine]] - L + 1)).long()
@@ -426,7 +434,7 @@ class Batches:
         if self.s.augment:
             v, augmentation = augment(v, numbers[:, L + 1:].reshape(-1, 5))
         return Batch(clips, static_rows, transient_rows, static_of_clip[mine], transient_of_clip[mine],
-                     times, v, augmentation)
+                     length, times, v, augmentation)
 
     def update_losses(self, clips, losses):
         """Keep a running mean of each clip's loss: clips [B], losses [B, T]."""
@@ -439,6 +447,17 @@ class Batches:
         self.visits.copy_(state["visits"])
         self.clip_loss.copy_(state["clip_loss"])
         self.rng.set_state(state["rng"])
+
+def how_far(times, row_of_clip, rows, L):
+    """The frames that R has to make of each row, int64 [rows], where times [B, T] are rendered: L of a row
+    that clips share. A row of a single clip ends with its last rendered frame, but l_triplet needs whole rows:
+    a quarter of the rows, with the latest frames, go on to the end. As frames are drawn at random, every row
+    is among them equally often, and their mean l_triplet has the mean of all rows."""
+    length = torch.full((rows,), L, device=times.device)
+    if rows == len(times):
+        length[row_of_clip] = times.max(1).values + 1
+        length[length >= length.topk(-(-rows // 4)).values[-1]] = L
+    return length
 
 # ============================================================================================================
 # The paper's method ends here. Below: the sampler, our fast recipe, its measures and experiments, the shell.
@@ -1164,6 +1183,8 @@ def choose_settings(args, clips, device):
             values.update(window="aligned", augment=requested.get("hold_out", 0) > 0, decay=2.5)
         if device.type == "cuda":
             values.update(width=64, batch=128)
+        elif len(clips.transient_names) == len(clips.names):  # R runs for each clip: half as many clips
+            values.update(batch=16, per_clip=2)
     s = Settings(**values | requested | dict(table6=row))
     if s.precision == "auto":
         s.precision = "bf16" if has_fast_bf16(device) else "fp32"

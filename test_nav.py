@@ -308,6 +308,23 @@ def test_our_gru_is_torchs(B, T, D):
     for a, b in zip([outs[0], *grads[0]], [outs[1], *grads[1]], strict=True):
         assert torch.allclose(a, b, atol=1e-12)
 
+@pytest.mark.parametrize("length", [[1, 5, 3, 5], [2, 2, 2, 2], [1, 1, 4, 1]])
+def test_a_row_of_the_gru_may_end_early(length):
+    """The states before the end, and their gradients, are nn.GRU's; in bfloat16 nearly so."""
+    x = torch.randn(4, 5, 6, requires_grad=True)
+    length = torch.tensor(length)
+    is_needed = (torch.arange(5) < length[:, None])[:, :, None]
+    upstream = torch.randn(4, 5, 40) * is_needed
+    for bf16, tolerance in ((False, 1e-5), (True, 0.03)):
+        layer = GRU(6, 40, bf16)
+        ours = layer(x, length)
+        theirs = torch.nn.GRU.forward(layer, x)[0] * is_needed
+        inputs = [x, *layer.parameters()]
+        ours, theirs = ([out, *torch.autograd.grad(out, inputs, upstream)] for out in (ours, theirs))
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.dtype == torch.float32 and (a - b).norm() <= tolerance * b.norm()
+        assert not bf16 or not torch.equal(ours[0], theirs[0])
+
 def test_the_backend_and_its_reason(monkeypatch, capsys):
     x = torch.zeros(1, 1, 24, 16)
     for name, value in dict(_reasons_told=set(), triton=mock.Mock(), INTERPRETED=True).items():
@@ -418,14 +435,15 @@ def test_generator_draws_every_size_and_heeds_its_label(size, width):
     G = nav.Generator(9, size, width, labels=4).eval()
     assert not torch.equal(G(codes, torch.tensor([0, 1])), G(codes, torch.tensor([0, 2])))
 
-@pytest.mark.parametrize("frames, layout", [(6, "static"), (2, "grid")])
+@pytest.mark.parametrize("frames, layout", [(6, "static"), (2, "grid"), (6, "both"), (2, "both")])
 def test_gradient_is_that_of_equation_6(frames, layout):
-    """`objective`, R once for each row, against autograd through the sum over clips, R for every clip."""
+    """`objective`, R once for each row and as far as needed, against autograd through the sum over clips, R for
+    every clip. Where a row is left early, l_triplet is of the rows that reach the last frame."""
     trainer = trainer_of(laid_out(layout), lambda_s=0.3, lambda_t=0.5, alpha=3, per_clip=frames, batch=4)
     m = trainer.model
     batch = trainer.batches.gather(*trainer.batches.choose())
     z_s, z_t = m.z_s.codes_of(batch.static_rows), m.z_t.codes_of(batch.transient_rows)
-    v_hat, losses, sums = nav.objective(m, trainer.s, batch, z_s, m.R(z_t))
+    v_hat, losses, sums = nav.objective(m, trainer.s, batch, z_s, m.R(z_t, batch.length))
     ours = [z_s.grad, z_t.grad, *(p.grad.clone() for p in m.parameters())]
     m.zero_grad()
     static_row = trainer.batches.static_id[batch.clips]
@@ -434,7 +452,9 @@ def test_gradient_is_that_of_equation_6(frames, layout):
     r = m.R(b)
     rendered = m.render(a, torch.stack([r[j, batch.times[j]] for j in range(4)]), transient_row)
     l = plain_laplacian(rendered, batch.v, 3).view(4, frames)
-    l_triplet = plain_triplet(r, 3.0, 3)
+    is_whole = (batch.length == 6)[batch.transient_of_clip]
+    assert is_whole.all() == ((frames, layout) != (2, "both"))
+    l_triplet = torch.where(is_whole, plain_triplet(r, 3.0, 3) * (4 / is_whole.sum()), 0)
     loss = (l.mean(1) + 0.3 * l[:, 0] + 0.5 * l_triplet).sum()
     loss.backward()
     theirs = [torch.zeros_like(z_s).index_add_(0, batch.static_of_clip, a.grad),
@@ -443,6 +463,21 @@ def test_gradient_is_that_of_equation_6(frames, layout):
     theirs.append(torch.stack([loss, l.mean(1).sum(), l_triplet.sum()]))
     ours += [v_hat, losses, sums]
     assert all(torch.allclose(x, y, atol=1e-5, rtol=1e-4) for x, y in zip(ours, theirs, strict=True))
+
+def test_rows_that_r_leaves_early_are_any_rows():
+    """On the average of many steps every clip's l_triplet has weight 1, as in Eq. 6."""
+    trainer = trainer_of(toy_clips(12, rows=(range(12), range(12))), batch=8, per_clip=1)
+    weight = torch.zeros(12)
+    frames = 0
+    for _ in range(2000):
+        batch = trainer.batches.gather(*trainer.batches.choose())
+        is_whole = batch.length == 6
+        weight[batch.transient_rows] += is_whole * 8 / is_whole.sum()
+        frames += batch.length.sum().item()
+        needed = torch.zeros(8, dtype=torch.long).scatter_(0, batch.transient_of_clip, batch.times[:, 0] + 1)
+        assert (batch.length >= needed).all() and 2 <= is_whole.sum()
+    assert torch.allclose(weight / (2000 * 8 / 12), torch.ones(12), atol=0.1)
+    assert frames < 0.8 * 2000 * 8 * 6
 
 def test_paper_recipe_against_a_reference_of_a_few_lines():
     """Sec. 3.1, three times: Adam on gamma; with the new gamma, Adam on theta, SGD with momentum on codes."""
@@ -803,7 +838,7 @@ def test_exchange_moves(grid_run):
     assert len(film) == len(whole) == 6 and rate == 12.5 and film.shape[1] > 6 * whole.shape[1]
     is_framed = np.abs(whole - np.array(nav.FRAME)).max(-1) < 12
     assert (is_framed.sum((1, 2)) >= 3 * 4 * 4 * 16).all()  # three unseen cells of 16 x 16 within 4 pixels
-    assert np.abs(np.diff(whole.astype(int), axis=0)).max() > 50
+    assert np.abs(np.diff(whole.astype(int), axis=0)).max() > 30
 
 def test_encoding_comes_closer_than_any_known_clip(grid_run):
     folder, s, model = grid_run

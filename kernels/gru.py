@@ -6,68 +6,85 @@ With x_t the input, h_t the state and * the product element by element:
     n = tanh(W_in x + b_in + r * (W_hn h + b_hn))     h' = n + z * (h - n)
 
 nn.GRU's autograd accumulates the weights' gradients once for each frame. Here the products with x, and dW_ih
-and dW_hh, are a single product over all frames. A GPU keeps nn.GRU, which is cuDNN there.
+and dW_hh, are a single product over all frames. A row may end early: its later frames cost nothing. A GPU
+keeps nn.GRU, which is cuDNN there.
 """
 import torch
 import torch.nn as nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 class _GRU(torch.autograd.Function):
+    """Over packed sequences: x [P, D] has sizes[t] rows of each frame t, frame after frame. -> states [P, H]."""
+
     @staticmethod
-    def forward(ctx, x, w_ih, w_hh, b_ih, b_hh):
-        B, T, _ = x.shape
+    def forward(ctx, x, w_ih, w_hh, b_ih, b_hh, sizes, dtype):
         H = w_hh.shape[1]
-        from_x = torch.addmm(b_ih, x.transpose(0, 1).flatten(0, 1), w_ih.t()).view(T, B, 3 * H)
-        h = x.new_zeros(T + 1, B, H)  # h[t]: the state before frame t
-        rz = x.new_empty(T, B, 2 * H)
-        n = x.new_empty(T, B, H)
-        hn = x.new_empty(T, B, H)  # W_hn h + b_hn
-        for t in range(T):
-            from_h = torch.addmm(b_hh, h[t], w_hh.t())
-            torch.add(from_x[t, :, :2 * H], from_h[:, :2 * H], out=rz[t]).sigmoid_()
-            r, z = rz[t, :, :H], rz[t, :, H:]
-            hn[t] = from_h[:, 2 * H:]
-            torch.addcmul(from_x[t, :, 2 * H:], r, hn[t], out=n[t]).tanh_()
-            torch.lerp(n[t], h[t], z, out=h[t + 1])
-        ctx.save_for_backward(x, w_ih, w_hh, h, rz, n, hn)
-        return h[1:].transpose(0, 1)
+        x, w_ih, w_hh, from_bias = (v.to(dtype) for v in (x, w_ih, w_hh, b_hh))
+        from_x = torch.addmm(b_ih.to(dtype), x, w_ih.t())
+        before = x.new_empty(len(x), H)  # the states before each frame
+        rz = b_ih.new_empty(len(x), 2 * H)
+        hn, n, h = b_ih.new_empty(3, len(x), H)  # hn: W_hn h + b_hn
+        state = h.new_zeros(sizes[0], H)
+        frames = (v.split(sizes) for v in (from_x, before, rz, hn, n, h))
+        for from_x_t, before_t, rz_t, hn_t, n_t, h_t in zip(*frames):
+            state = state[:len(h_t)]  # the rows that go on
+            before_t.copy_(state)
+            from_h = torch.addmm(from_bias, before_t, w_hh.t())
+            torch.add(from_x_t[:, :2 * H], from_h[:, :2 * H], out=rz_t).sigmoid_()
+            r, z = rz_t.chunk(2, 1)
+            hn_t.copy_(from_h[:, 2 * H:])
+            torch.addcmul(from_x_t[:, 2 * H:].to(n.dtype), r, hn_t, out=n_t).tanh_()
+            state = torch.lerp(n_t, state, z, out=h_t)
+        ctx.save_for_backward(x, w_ih, w_hh, before, rz, hn, n)
+        ctx.sizes = sizes
+        return h
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dh_out):
-        x, w_ih, w_hh, h, rz, n, hn = ctx.saved_tensors
-        B, T, _ = x.shape
-        H = w_hh.shape[1]
-        r, z = rz.chunk(2, 2)
-        # Derivatives of the gates, for all frames at once.
-        to_n = (1 - z) * (1 - n * n)
-        to_z = (h[:-1] - n) * z * (1 - z)
-        to_r = hn * r * (1 - r)
-        # Gradients of the gates' sums, in the order r, z, n: of the products with x and of those with h.
-        at_x = x.new_empty(T, B, 3 * H)
-        at_h = x.new_empty(T, B, 3 * H)
-        dh = x.new_zeros(B, H)
-        for t in reversed(range(T)):
-            dh = dh + dh_out[:, t]
-            dn = dh * to_n[t]
-            torch.mul(dn, to_r[t], out=at_x[t, :, :H])
-            torch.mul(dh, to_z[t], out=at_x[t, :, H:2 * H])
-            at_x[t, :, 2 * H:] = dn
-            at_h[t] = at_x[t]
-            at_h[t, :, 2 * H:] *= r[t]
-            dh = torch.addmm(dh * z[t], at_h[t], w_hh)
-        at_x = at_x.flatten(0, 1)
-        at_h = at_h.flatten(0, 1)
-        inputs = x.transpose(0, 1).flatten(0, 1)
-        dx = (at_x @ w_ih).view(T, B, -1).transpose(0, 1)
-        return dx, at_x.t() @ inputs, at_h.t() @ h[:-1].flatten(0, 1), at_x.sum(0), at_h.sum(0)
+        x, w_ih, w_hh, before, rz, hn, n = ctx.saved_tensors
+        r, z = rz.chunk(2, 1)
+        # Derivatives of h' by the sums in r, z and n, for all frames at once: [P, 3, H]. The sum in n has
+        # W_in x as it is, and W_hn h times r.
+        by_n = (1 - z) * (1 - n * n)
+        by_z = (before - n) * z * (1 - z)
+        by_r = by_n * hn * r * (1 - r)
+        by_x = torch.stack([by_r, by_z, by_n], 1)
+        by_h = torch.stack([by_r, by_z, by_n * r], 1)
+        at_h = torch.empty_like(by_h, dtype=x.dtype)  # the gradients of W h + b
+        dh = torch.empty_like(n)
+        from_later = n.new_zeros(ctx.sizes[0], n.shape[1])  # dh that comes from the frame behind
+        end = len(x)
+        for size in reversed(ctx.sizes):
+            t = slice(end - size, end)
+            torch.add(dh_out[t], from_later[:size], out=dh[t])
+            torch.mul(dh[t, None], by_h[t], out=at_h[t])
+            torch.add(dh[t] * z[t], at_h[t].flatten(1) @ w_hh, out=from_later[:size])
+            end -= size
+        at_x = dh[:, None].mul(by_x).flatten(1)  # the gradients of W x + b
+        at_h = at_h.flatten(1)
+        db_ih = at_x.sum(0)
+        db_hh = at_h.sum(0, dtype=n.dtype)
+        at_x = at_x.to(x.dtype)
+        products = (v.to(n.dtype) for v in (at_x @ w_ih, at_x.t() @ x, at_h.t() @ before))
+        return *products, db_ih, db_hh, None, None
 
 class GRU(nn.GRU):
-    """A one-layer GRU from a zero state: x [B, T, D] float -> its states [B, T, hidden], as nn.GRU's."""
+    """A one-layer GRU from a zero state: x [B, T, D] float -> its states [B, T, hidden], as nn.GRU's.
+    length int64 [B], from 1 to T: the states that are needed of each row. On a CPU the states behind them are
+    zeros and cost nothing. bf16: a CPU multiplies in bfloat16; states and sums stay as x is."""
 
-    def __init__(self, D, hidden):
+    def __init__(self, D, hidden, bf16=False):
         super().__init__(D, hidden, batch_first=True)
+        self.bf16 = bf16
 
-    def forward(self, x):
+    def forward(self, x, length=None):
         if x.device.type != "cpu":
             return super().forward(x)[0]
-        return _GRU.apply(x, self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
+        B, T, _ = x.shape
+        length = torch.full((B,), T) if length is None else length
+        packed = pack_padded_sequence(x, length, batch_first=True, enforce_sorted=False)
+        weights = self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0
+        dtype = torch.bfloat16 if self.bf16 else x.dtype
+        states = _GRU.apply(packed.data, *weights, packed.batch_sizes.tolist(), dtype)
+        return pad_packed_sequence(packed._replace(data=states), batch_first=True, total_length=T)[0]
