@@ -812,8 +812,8 @@ def ssim(x, y):
 
 def fcs(clips):
     """Frame Consistency Score: mean SSIM of each clip's first frame with all its frames, itself included."""
-    frames = unit_frames(clips)
-    return ssim(frames[:, :1], frames).mean().item()
+    each = [ssim(frames[:1], frames).mean() for frames in map(unit_frames, clips)]
+    return torch.stack(each).mean().item()
 
 def load_vgg16(where, device):
     """(phi of the MCS, None), or (None, the reason). where: PATH, `download`, or None for the cache.
@@ -868,7 +868,7 @@ def scores(generated, real, phi, reason):
     small = thumbnails(real)
     square = small.square().sum(1)  # once, not as `nearest` for every part
     index, means = set(), []
-    for parts in (generated, real.split(8)):
+    for parts in (generated, real.split(64)):
         K, consistency, moved = 0, 0.0, 0.0
         for clips in parts:
             K += len(clips)
@@ -1525,11 +1525,11 @@ def report(run, everything, vgg16):
     dB = torch.empty(len(real))
     similarity = torch.empty(real.shape[:2])
     def generated():  # in parts: all clips may not fit into the memory once more
-        for j in torch.arange(len(real)).split(8):
+        for j in torch.arange(len(real)).split(64):
             made = videos(model, clips.static_id[j], clips.transient_id[j])
-            truth = real[j[0] : j[-1] + 1]
-            dB[j] = psnr(made, truth).cpu()
-            similarity[j] = ssim(unit_frames(made), unit_frames(truth)).cpu()
+            dB[j] = psnr(made, real[j[0] : j[-1] + 1]).cpu()
+            for i, clip in zip(j, made):
+                similarity[i] = ssim(unit_frames(clip), unit_frames(real[i])).cpu()
             yield made
     measured = scores(generated(), real, *vgg16)
     experiments = {}
