@@ -731,24 +731,23 @@ class Muon(torch.optim.Optimizer):
             state = self.state[w]
             c_in, c_out, *kernel = w.shape
             m = state["m"].mul_(group["momentum"]).add_(w.grad)
-            x = as_matrix(w.grad + group["momentum"] * m).to(self.dtype)
-            x = (state["root"].to(self.dtype) @ x).float()
-            x = x.view(c_in, *kernel, c_out).permute(0, 3, 1, 2)
+            x = as_matrix(torch.add(w.grad, m, alpha=group["momentum"]))
+            root = state["root"] * (-lr * max(c_in, 16 * c_out) ** 0.5 / x.norm().clamp(min=1e-9))
+            x = root.to(self.dtype) @ x.to(self.dtype)
             w.mul_(1 - group["weight_decay"] * lr)
-            w.addcmul_(x, lr, value=-max(c_in, 16 * c_out) ** 0.5)
+            w.add_(x.view(c_in, *kernel, c_out).permute(0, 3, 1, 2))
             if state["steps"] % self.EVERY == 0:
                 state["root"].copy_(inverse_root(m))
             state["steps"] += 1
 
 def as_matrix(w):
-    """w [c_in, c_out, 4, 4] -> [c_in, 16 * c_out], as it lies in memory, scaled to norm 1."""
-    x = w.permute(0, 2, 3, 1).flatten(1)
-    return x / x.norm().clamp(min=1e-9)
+    """w [c_in, c_out, 4, 4] -> [c_in, 16 * c_out], as it lies in memory."""
+    return w.permute(0, 2, 3, 1).flatten(1)
 
 def inverse_root(m):
-    """(m m^T)^(-1/2) of as_matrix(m), by three Newton-Schulz steps on the small m m^T."""
+    """(m m^T)^(-1/2) of as_matrix(m), scaled to norm 1, by three Newton-Schulz steps on the small m m^T."""
     x = as_matrix(m)
-    gram = x @ x.T
+    gram = x @ x.T / x.square().sum().clamp(min=1e-18)
     one = torch.eye(len(m), device=m.device)
     root = one
     for _ in range(3):

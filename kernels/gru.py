@@ -22,27 +22,27 @@ class _GRU(torch.autograd.Function):
         x, w_ih, w_hh, from_bias = (v.to(dtype) for v in (x, w_ih, w_hh, b_hh))
         from_x = torch.addmm(b_ih.to(dtype), x, w_ih.t())
         before = x.new_empty(len(x), H)  # the states before each frame
+        from_h = torch.empty_like(from_x)
         rz = b_ih.new_empty(len(x), 2 * H)
-        hn, n, h = b_ih.new_empty(3, len(x), H)  # hn: W_hn h + b_hn
+        n, h = b_ih.new_empty(2, len(x), H)
         state = h.new_zeros(sizes[0], H)
-        frames = (v.split(sizes) for v in (from_x, before, rz, hn, n, h))
-        for from_x_t, before_t, rz_t, hn_t, n_t, h_t in zip(*frames):
+        frames = (v.split(sizes) for v in (from_x, before, from_h, rz, n, h))
+        for from_x_t, before_t, from_h_t, rz_t, n_t, h_t in zip(*frames):
             state = state[:len(h_t)]  # the rows that go on
             before_t.copy_(state)
-            from_h = torch.addmm(from_bias, before_t, w_hh.t())
-            torch.add(from_x_t[:, :2 * H], from_h[:, :2 * H], out=rz_t).sigmoid_()
+            torch.addmm(from_bias, before_t, w_hh.t(), out=from_h_t)
+            torch.add(from_x_t[:, :2 * H], from_h_t[:, :2 * H], out=rz_t).sigmoid_()
             r, z = rz_t.chunk(2, 1)
-            hn_t.copy_(from_h[:, 2 * H:])
-            torch.addcmul(from_x_t[:, 2 * H:].to(n.dtype), r, hn_t, out=n_t).tanh_()
+            torch.addcmul(from_x_t[:, 2 * H:], r, from_h_t[:, 2 * H:], out=n_t).tanh_()
             state = torch.lerp(n_t, state, z, out=h_t)
-        ctx.save_for_backward(x, w_ih, w_hh, before, rz, hn, n)
+        ctx.save_for_backward(x, w_ih, w_hh, before, from_h[:, 2 * H:], rz, n)
         ctx.sizes = sizes
         return h
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dh_out):
-        x, w_ih, w_hh, before, rz, hn, n = ctx.saved_tensors
+        x, w_ih, w_hh, before, hn, rz, n = ctx.saved_tensors  # hn: W_hn h + b_hn
         r, z = rz.chunk(2, 1)
         # Derivatives of h' by the sums in r, z and n, for all frames at once: [P, 3, H]. The sum in n has
         # W_in x as it is, and W_hn h times r.

@@ -73,6 +73,10 @@ def _matrices(side, dtype, device):
     a = (k[0:side // 2 * 2:2] + k[1::2]) / 2
     return k.to(device, dtype), a.to(device, dtype)
 
+def _mean_abs(x):
+    """x [N, pixels] -> the mean of |x| [N], in a single pass."""
+    return torch.linalg.vector_norm(x, 1, dim=1) / x.shape[1]
+
 def _torch_path(pred, target, weight, levels):
     """losses [N] and, if weight [N] is given, d(sum of weight * losses)/d pred; else None.
 
@@ -93,10 +97,10 @@ def _torch_path(pred, target, weight, levels):
             kw, aw = _matrices(g.shape[2], dtype, g.device)
             smaller = ah @ (g @ aw.t())  # G_{l+1}
             g.baddbmm_(kh.expand(len(g), -1, -1), g @ kw.t(), alpha=-1)  # L_l, in the memory of G_l
-            losses = losses + g.view(frames, -1).abs().mean(1)
+            losses = losses + _mean_abs(g.view(frames, -1))
             signs.append(g.sign_())
             g = smaller
-        losses = losses + g.reshape(frames, -1).abs().mean(1)
+        losses = losses + _mean_abs(g.reshape(frames, -1))
         if weight is None:
             return losses, None
         h = g.sign_()  # h_n
