@@ -437,8 +437,8 @@ def test_generator_draws_every_size_and_heeds_its_label(size, width):
 
 @pytest.mark.parametrize("frames, layout", [(6, "static"), (2, "grid"), (6, "both"), (2, "both")])
 def test_gradient_is_that_of_equation_6(frames, layout):
-    """`objective`, R once for each row and as far as needed, against autograd through the sum over clips, R for
-    every clip. Where a row is left early, l_triplet is of the rows that reach the last frame."""
+    """`objective`, R once for each row and as far as needed, against autograd through the sum over clips, R
+    for every clip. Where rows end early, l_triplet is of the rows that reach the last frame."""
     trainer = trainer_of(laid_out(layout), lambda_s=0.3, lambda_t=0.5, alpha=3, per_clip=frames, batch=4)
     m = trainer.model
     batch = trainer.batches.gather(*trainer.batches.choose())
@@ -515,6 +515,28 @@ def test_resume_is_bit_exact(more):
     straight, stopped, resumed = (trainer_of(window="random", lr_Z=0.01, **more) for _ in range(3))
     resumed.restore(copy.deepcopy(after(6, stopped).state()))
     assert bit_equal(after(13, straight).state(), after(7, resumed).state())
+
+def test_pictures_of_an_unfinished_run_are_of_the_average(toy):
+    """Against the same steps with the average computed here; behind the last step it is the model."""
+    trainer = trainer_of(steps=200)
+    theirs = trainer.model.state_dict()["G.code.weight"].clone()
+    for step in range(1, 201):
+        rate = nav.schedule(step - 1, 200)
+        now = after(1, trainer).model.state_dict()
+        if step % 4 == 0:
+            theirs += min(1.0, 100 / 200 / rate) * (now["G.code.weight"] - theirs)
+        if step == 150:
+            assert torch.allclose(trainer.average["G.code.weight"], theirs, atol=1e-7)
+            assert not torch.equal(theirs, now["G.code.weight"])
+    assert all(torch.equal(trainer.average[name], now[name]) for name in trainer.average)
+    assert {name for name in now if name not in trainer.average} == {
+        f"{table}.{name}" for table in ("z_s", "z_t") for name in ("m", "v", "count")}
+    assert not after(4, trainer_of(recipe="paper")).average
+    with ctrl_c(30):
+        run(*toy, "--steps", 60, "--out", "run")
+    kept, model = checkpoint("run"), nav.load("run", "cpu").model.state_dict()
+    assert kept["steps_done"] == 31 and torch.equal(model["z_s.z"], kept["average"]["z_s.z"])
+    assert not torch.equal(model["z_s.z"], kept["model"]["z_s.z"])
 
 @pytest.mark.parametrize("layout", ["static", "grid"])
 def test_two_threads_repeat_bit_for_bit(two_threads, layout):

@@ -14,7 +14,7 @@ import torch.nn as nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 class _GRU(torch.autograd.Function):
-    """Over packed sequences: x [P, D] has sizes[t] rows of each frame t, frame after frame. -> states [P, H]."""
+    """Packed sequences: x [P, D] has sizes[t] rows of each frame t, frame after frame -> states [P, H]."""
 
     @staticmethod
     def forward(ctx, x, w_ih, w_hh, b_ih, b_hh, sizes, dtype):
