@@ -597,8 +597,9 @@ def test_random_windows_are_consecutive_and_reach_both_ends():
 # ---- our recipe --------------------------------------------------------------------------------------------
 def test_rates_rise_stay_and_fall_to_zero():
     rates = [nav.schedule(step, 1000) for step in range(1000)]
-    assert rates[0] == 1 / 50 and rates[49:501] == [1.0] * 452 and rates[750] == 0.5 and 0 < rates[-1] < 0.003
-    assert rates[:50] == sorted(rates[:50]) and rates[500:] == sorted(rates[500:], reverse=True)
+    assert rates[0] == 1 / 50 and rates[49:301] == [1.0] * 252 and 0 < rates[-1] < 0.003
+    assert rates[650] == pytest.approx(0.5)
+    assert rates[:50] == sorted(rates[:50]) and rates[300:] == sorted(rates[300:], reverse=True)
 
 @pytest.mark.parametrize("bf16, off", [(False, 1e-4), (True, 0.02)])
 @pytest.mark.parametrize("c_in, c_out", [(16, 8), (64, 3), (48, 3)])  # fewer, more, as many rows as columns
