@@ -1327,7 +1327,8 @@ def read_checkpoint(folder):
         raise DataError(f"{path}: not a checkpoint of this script ({printable(error, 120)})") from None
 
 def load(folder, device="auto"):
-    """The Run of a folder (or of its checkpoint.pt), on a device. Raises DataError."""
+    """The Run of a folder (or of its checkpoint.pt), on a device; unfinished, with the average of its last
+    steps' weights and codes (see follow). Raises DataError."""
     folder = Path(folder).parent if Path(folder).name == "checkpoint.pt" else Path(folder)
     kept = read_checkpoint(folder)
     s, data = kept["settings"], kept["data"]
