@@ -662,11 +662,13 @@ def schedule(step, steps, warm_up=50):
 @record_function("nav: average")
 def follow(average, model, step, steps, rate, every=4):
     """Every fourth step: move the average, a dict like the model's state, towards weights and codes.
-    At full rates it reaches over a twenty-fifth of the steps, and has 1.6 dB more than the model, whose
-    weights are noisy then. As the rates fall it reaches over fewer; behind the last step it is the model."""
+    It reaches over an eighth of the steps so far, at most a twenty-fifth of all steps, and has up to 1.6 dB
+    more than the model, whose weights are noisy at full rates. As the rates fall it reaches over fewer steps;
+    behind the last step it is the model."""
     if step % every and step < steps:
         return
-    share = 25 * every / max(25 * every, steps * rate)
+    reach = min(step / 8, rate * steps / 25)
+    share = every / max(every, reach)
     for name, values in model.state_dict().items():
         if name.endswith((".m", ".v", ".count")):  # the state of the codes' optimiser
             continue
