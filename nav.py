@@ -655,10 +655,8 @@ def interpolate(args):
 
 # ---- our recipe: rates, first codes, Muon, augmentation ----------------------------------------------------
 def schedule(step, steps, warm_up=50):
-    """The fast recipe's rates, in (0, 1]: a short linear warm-up, full rates, and linear to zero over the
-    last 0.7 of the steps, at most 4,700 steps: many clips need full rates for longer."""
-    share = min(0.7, 4700 / steps)
-    return min(1.0, (step + 1) / warm_up, (1 - step / steps) / share)
+    """The fast recipe's rates, in (0, 1]: a short linear warm-up, full rates, linear to zero from 0.3 on."""
+    return min(1.0, (step + 1) / warm_up, (1 - step / steps) / 0.7)
 
 @torch.no_grad()
 @record_function("nav: average")
