@@ -85,7 +85,7 @@ class Settings:
     conditional: bool = setting(False, "G takes the transient row as a label (paper, weizmann: yes)")
     recurrent: bool = setting(True, "--no-recurrent: without R, every frame has a free code of its own")
     width: int = setting(32, "channels of G before its last layer (32; on a GPU, and paper: DCGAN's 64)", 1)
-    batch: int = setting(32, "clips a step, at most (32, layout both 16; on a GPU 128; paper 1)", 1)
+    batch: int = setting(32, "clips a step, at most (32, layout both 16 on a CPU; on a GPU 128; paper 1)", 1)
     per_clip: int = setting(1, "random frames of each clip in a step, 0: all (1, layout both 2, few clips "
                                "more; paper 0)", 0)
     precision: str = setting(("auto", "fp32", "bf16"), "of G; auto: bf16 where it is faster (paper fp32)")
@@ -456,10 +456,11 @@ class Batches:
 def how_far(times, row_of_clip, rows, L):
     """The frames that R has to make of each row, int64 [rows], where times [B, T] are rendered.
     Where clips share rows, all frames. A row of a single clip ends with its last rendered frame. l_triplet
-    needs whole rows, so a quarter of the rows, with the latest frames, go on to the end. Frames are drawn at
-    random, so every row is among them equally often: l_triplet keeps its expectation."""
+    needs whole rows, so at least a quarter of the rows, with the latest frames, go on to the end. Frames are
+    drawn at random, so every row is among them equally often: l_triplet keeps its expectation. On a GPU R
+    runs all frames anyway, and all rows are whole."""
     length = torch.full((rows,), L, device=times.device)
-    if rows == len(times):
+    if rows == len(times) and times.device.type == "cpu":
         length[row_of_clip] = times.max(1).values + 1
         length[length >= length.topk(-(-rows // 4)).values[-1]] = L
     return length
@@ -662,9 +663,10 @@ def schedule(step, steps, warm_up=50):
 @record_function("nav: average")
 def follow(average, model, step, steps, rate, every=4):
     """Every fourth step: move the average, a dict like the model's state, towards weights and codes.
-    It reaches over an eighth of the steps so far, at most a twenty-fifth of all steps, and has up to 1.6 dB
+    It reaches over an eighth of the steps so far, at most a twenty-fifth of all steps, and has up to 1.7 dB
     more than the model, whose weights are noisy at full rates. As the rates fall it reaches over fewer steps;
-    behind the last step it is the model."""
+    behind the last step it is the model. It takes all rows of the tables, and of codes of rank rho
+    (--rank) it is not of rank rho."""
     if step % every and step < steps:
         return
     reach = min(step / 8, rate * steps / 25)
@@ -1222,7 +1224,7 @@ def fit_batch(s, N, L, requested, device):
     if s.batch <= most:
         return
     if "per_clip" not in requested:
-        s.per_clip = min(s.per_clip * round(s.batch / most), L)
+        s.per_clip = min(round(s.per_clip * s.batch / most), L)
     if "batch" in requested:
         say(f"--batch {s.batch}: of {N} clips a step takes {most}, and {s.per_clip or L} frames of each")
     s.batch = most
@@ -1620,7 +1622,7 @@ def bench(args):
     device, s, clips, _ = prepare(args)
     s.steps = 10 ** 9
     trainer = Trainer(s, clips, device)
-    trainer.steps_done = s.steps // 2  # full rates, and norms in eval mode, as in most steps
+    trainer.steps_done = s.steps // 4  # full rates, and norms in eval mode
     _, v_hat, _ = trainer.step()
     G = trainer.model.G
     codes = torch.randn(len(v_hat), s.D_s + s.D_t, device=device, requires_grad=True)

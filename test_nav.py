@@ -1083,7 +1083,7 @@ def test_batch_and_steps_follow_the_number_of_clips(options, N, batch, per_clip,
     assert (s.batch, s.per_clip, s.steps) == (batch, per_clip, round(steps))
     assert (s.lr_G, s.lr_Z) == ((6.25e-5, 12.5) if "paper" in options else (2e-3, 5e-3))
 
-@pytest.mark.parametrize("N, batch, per_clip", [(40, 16, 2), (8, 8, 4), (5, 5, 6)])
+@pytest.mark.parametrize("N, batch, per_clip", [(40, 16, 2), (11, 11, 3), (8, 8, 4), (5, 5, 6)])
 def test_clips_with_rows_of_their_own_are_fewer_a_step(N, batch, per_clip):
     """R runs for each clip: 32 frames a step are of half as many clips, on a GPU of as many as before."""
     args = nav.parse(["--levels", "3", "--alpha", "1", "--precision", "fp32"])

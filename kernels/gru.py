@@ -72,7 +72,7 @@ class _GRU(torch.autograd.Function):
 class GRU(nn.GRU):
     """A one-layer GRU from a zero state: x [B, T, D] float -> its states [B, T, hidden], as nn.GRU's.
     length int64 [B], from 1 to T: the states that are needed of each row. On a CPU the states behind them are
-    zeros and cost nothing. bf16: a CPU multiplies several rows in bfloat16; states and sums stay as x is."""
+    zeros and cost nothing. bf16: a CPU multiplies several rows in bfloat16; states stay as x is."""
 
     def __init__(self, D, hidden, bf16=False):
         super().__init__(D, hidden, batch_first=True)
