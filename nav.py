@@ -50,7 +50,7 @@ from torch.utils.benchmark import Timer
 
 import data_prep
 from data_prep import DataError, between, commit, printable, take_folder, warn, write
-from kernels import GRU, keep_freed_memory, laplacian_l1_with_grad, name_backend, triplet_margin
+from kernels import GRU, ToColours, keep_freed_memory, laplacian_l1_with_grad, name_backend, triplet_margin
 
 # The same seed on the same device gives the same result. TF32 is too coarse for SSIM; R tolerates TF32.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -88,7 +88,7 @@ class Settings:
     batch: int = setting(32, "clips a step, at most (32, layout both 16 on a CPU; on a GPU 128; paper 1)", 1)
     per_clip: int = setting(1, "random frames of each clip in a step, 0: all (1, layout both 2, few clips "
                                "more; paper 0)", 0)
-    precision: str = setting(("auto", "fp32", "bf16"), "of G; auto: bf16 where it is faster (paper fp32)")
+    precision: str = setting(("auto", "fp32", "bf16"), "of G, R on CPUs; auto: bf16 if faster (paper fp32)")
     seed: int = setting(0, "of every random draw", 0)
     table6: str = setting(("chair", "weizmann", "golf"), "row of Table 6 (the set's; own grids: weizmann)")
     D_s: int = expert_setting(206, "numbers in a static code (Table 6: 206; weizmann, golf 56)", 1)
@@ -210,7 +210,7 @@ class Generator(nn.Module):
         for c_in, c_out in zip(channels, channels[1:]):
             layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out)]
             layers.append(nn.ReLU(inplace=True))
-        self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1), nn.Tanh())
+        self.layers = nn.Sequential(*layers, ToColours(channels[-1]), nn.Tanh())
         for module in self.modules():  # DCGAN's initialisation
             if isinstance(module, (nn.Linear, nn.ConvTranspose2d)):
                 nn.init.normal_(module.weight, 0, 0.02)
@@ -815,30 +815,37 @@ def psnr(generated, real):
     mse = torch.stack([(g.float() - r).div_(255).square_().mean() for g, r in zip(generated, real)])
     return -10 * mse.clamp(min=1e-10).log10()
 
-def ssim(x, y):
-    """SSIM of frames, float [..., C, H, W] in [0, 1] twice, sides of at least 11 -> [...]: Gaussian 11 x 11.
+def local_mean(v):
+    """Means under a Gaussian of 11 x 11, sigma 1.5, where it fits: [..., H, W] -> [..., H - 10, W - 10]."""
+    taps = torch.exp(-torch.arange(-5, 6, dtype=v.dtype, device=v.device).square() / (2 * 1.5 ** 2))
+    planes = v.reshape(1, -1, *v.shape[-2:])
+    n = planes.shape[1]
+    taps = (taps / taps.sum()).expand(n, 1, 11)
+    planes = F.conv2d(F.conv2d(planes, taps[:, :, :, None], groups=n), taps[:, :, None], groups=n)
+    return planes.view(*v.shape[:-2], *planes.shape[-2:])
+
+def moments(frames):
+    """Frames, float [..., C, H, W] in [0, 1], sides of at least 11 -> frames, local means and variances."""
+    mean = local_mean(frames)
+    return frames, mean, local_mean(frames * frames) - mean * mean
+
+def ssim(moments_x, moments_y):
+    """SSIM of frames x and y [..., C, H, W], both given by their moments -> [...].
     As scikit-image's structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
     data_range=1), averaged over colours; a border of 5 pixels is left out, as there."""
-    taps = torch.exp(-torch.arange(-5, 6, dtype=x.dtype, device=x.device).square() / (2 * 1.5 ** 2))
-    taps = taps / taps.sum()
-    down, across = (torch.stack([F.pad(taps, (i, side - 11 - i)) for i in range(side - 10)])
-                    for side in x.shape[-2:])  # (side - 10, side): the taps at every place
-    def mean(v):  # the local mean of a colour
-        return down @ (v @ across.mT)
-    mx = mean(x)
-    my = mean(y)
-    product = mx * my
-    squares = mx * mx + my * my
-    covariance = mean(x * y) - product
-    variances = mean(x * x + y * y) - squares
+    x, mean_x, variance_x = moments_x
+    y, mean_y, variance_y = moments_y
+    product = mean_x * mean_y
+    covariance = local_mean(x * y) - product
     numerator = (2 * product + 1e-4) * (2 * covariance + 9e-4)
-    denominator = (squares + 1e-4) * (variances + 9e-4)
+    denominator = (mean_x * mean_x + mean_y * mean_y + 1e-4) * (variance_x + variance_y + 9e-4)
     return (numerator / denominator).mean((-3, -2, -1))
 
-def fcs(clips):
-    """Frame Consistency Score: mean SSIM of each clip's first frame with all its frames, itself included."""
-    each = [ssim(frames[:1], frames).mean() for frames in map(unit_frames, clips)]
-    return torch.stack(each).mean().item()
+def fcs(moments_of_clips):
+    """Frame Consistency Score: mean SSIM of each clip's first frame with all its frames, itself included.
+    Moments of frames [K, L, C, H, W] -> [K]."""
+    first = [v[:, :1] for v in moments_of_clips]
+    return ssim(first, moments_of_clips).mean(1)
 
 def load_vgg16(where, device):
     """(phi of the MCS, None), or (None, the reason). where: PATH, `download`, or None for the cache.
@@ -880,32 +887,58 @@ def thumbnails(clips):
 def nearest(clips, real):
     """The nearest of real clips, given as thumbnails [N, d]. uint8 [K, L, H, W, 3] -> index [K], and distance
     [K]: root mean square on [0, 1]."""
-    distance, index = torch.cdist(thumbnails(clips), real).min(1)
-    return index, distance / real.shape[1] ** 0.5
+    small = thumbnails(clips)
+    index = (real.norm(dim=1).square() - 2 * small @ real.T).argmin(1)  # |a - b|^2 but for |a|^2
+    return index, (small - real[index]).square().mean(1).sqrt()
 
-def scores(generated, real, phi, reason):
+class Means:
+    """The FCS and the `motion` of clips, uint8 [K, L, H, W, 3], that come in parts."""
+    def __init__(self, phi):
+        self.phi = phi
+        self.count = 0
+        self.fcs = 0.0
+        self.motion = 0.0
+
+    def add(self, clips):
+        """Count clips in -> the moments of their frames."""
+        found = moments(unit_frames(clips))
+        self.count += len(clips)
+        share = len(clips) / self.count
+        self.fcs += share * (fcs(found).mean().item() - self.fcs)
+        if self.phi:
+            self.motion = self.motion + share * (motion(self.phi, clips) - self.motion)
+        return found
+
+def scores(generated, real, phi, reason, pairs=False):
     """Table 2's two scores of clips, and two more. Clips are uint8 [K, L, H, W, 3] and [N, L, H, W, 3] on one
     device, the generated clips in parts, of which the memory holds one at a time.
     mcs is the paper's log10 |f - f^|^2. Averaging `motion` over t telescopes to (last - first) / (L - 1), so
     mcs ignores everything in between; mcs_t is the log10 of the mean over t of |f_t - f^_t|^2. Lower is
     better. Both are None without phi, and for equal motion (JSON has no infinity). fcs_bound is the FCS of
-    the real clips. distinct_nearest: the number of real clips that are nearest to a generated clip."""
+    the real clips. distinct_nearest: the number of real clips that are nearest to a generated clip.
+    pairs: generated clip j redraws real clip j, and psnr, psnr_min and ssim say how well."""
     small = thumbnails(real)
-    square = small.square().sum(1)  # once, not as `nearest` for every part
-    index, means = set(), []
-    for parts in (generated, real.split(64)):
-        K, consistency, moved = 0, 0.0, 0.0
-        for clips in parts:
-            K += len(clips)
-            consistency += len(clips) * fcs(clips)
-            moved += len(clips) * motion(phi, clips) if phi else 0
-            if parts is generated:
-                index.update((square - 2 * thumbnails(clips) @ small.T).argmin(1).tolist())
-        means.append((consistency / K, moved / K))
-    found = dict(fcs=means[0][0], fcs_bound=means[1][0], mcs=None, mcs_t=None, mcs_note=reason,
+    few = max(1, 2 ** 18 // real[0, ..., 0].numel())  # clips of so many pixels stay in a processor's cache
+    made, truth = Means(phi), Means(phi)
+    index = set()
+    dB = torch.empty(len(real))
+    similarity = torch.empty(real.shape[:2])
+    for part in generated:
+        index.update(nearest(part, small)[0].tolist())
+        for clips in part.split(few):
+            j = slice(made.count, made.count + len(clips))
+            found = made.add(clips)
+            if pairs:
+                dB[j] = psnr(clips, real[j]).cpu()
+                similarity[j] = ssim(found, truth.add(real[j])).cpu()
+    for clips in () if pairs else real.split(few):
+        truth.add(clips)
+    found = dict(fcs=made.fcs, fcs_bound=truth.fcs, mcs=None, mcs_t=None, mcs_note=reason,
                  distinct_nearest=len(index))
+    if pairs:
+        found.update(psnr=dB.mean().item(), psnr_min=dB.min().item(), ssim=similarity.mean().item())
     if phi:
-        difference = means[0][1] - means[1][1]  # (L - 1, 256, H / 4, W / 4)
+        difference = made.motion - truth.motion  # (L - 1, 256, H / 4, W / 4)
         square = difference.mean(0).square().sum()
         square_t = difference.square().sum((1, 2, 3)).mean()
         found["mcs"] = square.log10().item() if square else None
@@ -1339,8 +1372,7 @@ def load(folder, device="auto"):
     try:
         rows = len(data["static_names"]), len(data["transient_names"])
         model = Model(s, data["size"], data["frames"], *rows)
-        model.load_state_dict(kept["model"])
-        model.load_state_dict(kept["average"], strict=False)
+        model.load_state_dict(kept["model"] | kept["average"])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{folder}/checkpoint.pt: of another shape ({printable(error, 120)})") from None
     model.to(choose_device(device), memory_format=torch.channels_last)
@@ -1549,16 +1581,9 @@ def report(run, everything, vgg16):
     s, data, model, log = run.settings, run.data, run.model, run.log
     clips, held_out = keep_from_training(everything, s)
     real = torch.from_numpy(clips.videos).to(model.z_s.z.device)
-    dB = torch.empty(len(real))
-    similarity = torch.empty(real.shape[:2])
-    def generated():  # in parts: all clips may not fit into the memory once more
-        for j in torch.arange(len(real)).split(64):
-            made = videos(model, clips.static_id[j], clips.transient_id[j])
-            dB[j] = psnr(made, real[j[0] : j[-1] + 1]).cpu()
-            for i, clip in zip(j, made):
-                similarity[i] = ssim(unit_frames(clip), unit_frames(real[i])).cpu()
-            yield made
-    measured = scores(generated(), real, *vgg16)
+    parts = torch.arange(len(real)).split(64)  # all generated clips may not fit into the memory
+    generated = (videos(model, clips.static_id[j], clips.transient_id[j]) for j in parts)
+    measured = scores(generated, real, *vgg16, pairs=True)
     experiments = {}
     if s.hold_out:
         experiments.update(measure_exchange(model, s, clips, held_out))
@@ -1568,8 +1593,7 @@ def report(run, everything, vgg16):
         experiments.update(measure_interpolation(model, s, everything, clips))
     step, seconds, *_, frames_per_second = log[-1]
     metrics = {key: data[key] for key in ("dataset", "source", "standin", "frames")}
-    metrics.update(videos=data["clips"], psnr=dB.mean().item(), psnr_min=dB.min().item(),
-                   ssim=similarity.mean().item(), **measured, **experiments,
+    metrics.update(videos=data["clips"], **measured, **experiments,
                    steps=step, seconds=round(seconds, 1), frames_per_second=round(frames_per_second, 1),
                    precision=s.precision, seed=s.seed, **data["trained_on"], evaluated_on=str(real.device))
     some = spread(len(real), 16)
@@ -1586,8 +1610,9 @@ def report(run, everything, vgg16):
     for name, value in experiments.items():
         say(f"{name.replace('_', ' ')}: {value:.2f}")
     standin = "; DRAWN STAND-INS" if data["standin"] else ""
-    say(f"PSNR {dB.mean():.2f} dB mean, {dB.min():.2f} minimum; SSIM {metrics['ssim']:.3f}; "
-        f"{scores_in_words(metrics)}; {step} steps in {seconds:.0f} s{standin}; see {run.folder}")
+    say(f"PSNR {metrics['psnr']:.2f} dB mean, {metrics['psnr_min']:.2f} minimum; "
+        f"SSIM {metrics['ssim']:.3f}; {scores_in_words(metrics)}; {step} steps in {seconds:.0f} s{standin}; "
+        f"see {run.folder}")
 
 def evaluate(args):
     """evaluate --run runs/chair: measure again; --generated DIR --real NPZ: clips of other software"""

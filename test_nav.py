@@ -41,7 +41,7 @@ import data_prep
 import kernels
 import nav
 from data_prep import ACTIONS, PERSONS, DataError
-from kernels import (GRU, backend, laplacian, laplacian_l1, laplacian_l1_with_grad, name_backend,
+from kernels import (GRU, ToColours, backend, laplacian, laplacian_l1, laplacian_l1_with_grad, name_backend,
                      plain_laplacian, plain_triplet, triplet_margin)
 
 ROOT = Path(__file__).resolve().parent
@@ -324,6 +324,18 @@ def test_a_row_of_the_gru_may_end_early(length):
         for a, b in zip(ours, theirs, strict=True):
             assert a.dtype == torch.float32 and (a - b).norm() <= tolerance * b.norm()
         assert not bf16 or not torch.equal(ours[0], theirs[0])
+        with torch.no_grad():  # a clip is the same clip, drawn alone or beside others
+            assert torch.allclose(layer(x)[:1], layer(x[:1]), atol=1e-6)
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 2)])
+def test_the_last_layer_is_torchs(size):
+    layer = ToColours(5).double()
+    x = torch.randn(2, 5, *size, dtype=torch.double, requires_grad=True)
+    outs = [layer(x), torch.nn.ConvTranspose2d.forward(layer, x)]
+    upstream = torch.randn_like(outs[1])
+    grads = [torch.autograd.grad(out, [x, *layer.parameters()], upstream) for out in outs]
+    for a, b in zip([outs[0], *grads[0]], [outs[1], *grads[1]], strict=True):
+        assert a.shape == b.shape and torch.allclose(a, b, atol=1e-12)
 
 def test_the_backend_and_its_reason(monkeypatch, capsys):
     x = torch.zeros(1, 1, 24, 16)
@@ -683,8 +695,9 @@ def test_ssim_agrees_with_scikit_image(seed, height, width, noise, expected):
     x = np.stack([0.5 + 0.5 * np.sin((c + 1) * i / 7 + j / 5) for c in range(3)], -1)
     y = np.clip(x + noise * np.random.default_rng(seed).standard_normal(x.shape), 0, 1)
     x, y = (torch.from_numpy(v).permute(2, 0, 1)[None] for v in (x, y))
-    assert nav.ssim(x, y).item() == pytest.approx(expected, abs=1e-6)
-    assert nav.ssim(x.float(), y.float()).item() == pytest.approx(expected, abs=1e-4)
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
+        both = nav.moments(x.to(dtype)), nav.moments(y.to(dtype))
+        assert nav.ssim(*both).item() == pytest.approx(expected, abs=tolerance)
 
 @pytest.fixture(scope="session")
 def vgg16(tmp_path_factory):
@@ -702,8 +715,10 @@ def test_psnr_fcs_and_mcs_by_hand(vgg16):
     a, b = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 4, 16, 16, 3), np.uint8))
     assert nav.psnr(a, b).tolist() == pytest.approx([dB(x, y.numpy()) for x, y in zip(a, b)], abs=1e-4)
     assert nav.psnr(a, a).tolist() == [100.0] * 3
-    ssims = [nav.ssim(clip[:1], v[None]).item() for clip in nav.unit_frames(a) for v in clip]
-    assert nav.fcs(a) == pytest.approx(np.mean(ssims), abs=1e-5)
+    ssims = [[nav.ssim(nav.moments(clip[0]), nav.moments(v)).item() for v in clip]
+             for clip in nav.unit_frames(a)]
+    fcs = nav.fcs(nav.moments(nav.unit_frames(a)))
+    assert fcs.tolist() == pytest.approx(np.mean(ssims, 1).tolist(), abs=1e-5)
     phi, why = nav.load_vgg16(str(vgg16), CPU)
     relu3_3 = copy.deepcopy(phi).double()
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).double()[..., None, None]
@@ -712,6 +727,11 @@ def test_psnr_fcs_and_mcs_by_hand(vgg16):
     expected = torch.sub(*(sum(each) / len(each) for each in moves)).square().sum().log10().item()
     found = nav.scores(a.split(2), b[:2], phi, None)
     assert why is None and found["mcs"] == pytest.approx(expected, abs=1e-4)
+    pairs = nav.scores(a.split(2), b, phi, None, pairs=True)
+    of_a, of_b = (nav.moments(nav.unit_frames(clips)) for clips in (a, b))
+    assert pairs["psnr"] == pytest.approx(nav.psnr(a, b).mean().item())
+    assert pairs["psnr_min"] == nav.psnr(a, b).min().item()
+    assert pairs["ssim"] == pytest.approx(nav.ssim(of_a, of_b).mean().item())
     equal = nav.scores([a], a, phi, None)
     assert equal["mcs"] is None and "-inf" in equal["mcs_note"] and equal["fcs"] == equal["fcs_bound"]
 
@@ -944,7 +964,8 @@ def test_evaluate_scores_clips_of_other_software(toy):
     metrics = read_json("metrics.json")
     assert (metrics["videos"], metrics["frames"]) == (3, 6) and 0 < metrics["fcs"] <= 1
     assert "2 clips of 6 frames" in run_ok(*evaluate, "made.npz")
-    assert read_json("metrics.json")["fcs"] == pytest.approx(nav.fcs(torch.from_numpy(toy_clips(2).videos)))
+    assert read_json("metrics.json")["fcs"] == pytest.approx(
+        nav.fcs(nav.moments(nav.unit_frames(torch.from_numpy(toy_clips(2).videos)))).mean().item())
 
 # ---- several processes -------------------------------------------------------------------------------------
 def ctrl_c(at, rank=0):

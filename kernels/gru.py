@@ -72,7 +72,8 @@ class _GRU(torch.autograd.Function):
 class GRU(nn.GRU):
     """A one-layer GRU from a zero state: x [B, T, D] float -> its states [B, T, hidden], as nn.GRU's.
     length int64 [B], from 1 to T: the states that are needed of each row. On a CPU the states behind them are
-    zeros and cost nothing. bf16: a CPU multiplies several rows in bfloat16; states stay as x is."""
+    zeros and cost nothing. bf16: where gradients are wanted, a CPU multiplies several rows in bfloat16;
+    states stay as x is."""
 
     def __init__(self, D, hidden, bf16=False):
         super().__init__(D, hidden, batch_first=True)
@@ -86,6 +87,7 @@ class GRU(nn.GRU):
         packed = pack_padded_sequence(x, length, batch_first=True, enforce_sorted=False)
         weights = self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0
         # A single row reads each weight once: converting the weights would take longer than it saves.
-        dtype = torch.bfloat16 if self.bf16 and B > 1 else x.dtype
+        bf16 = self.bf16 and B > 1 and torch.is_grad_enabled()
+        dtype = torch.bfloat16 if bf16 else x.dtype
         states = _GRU.apply(packed.data, *weights, packed.batch_sizes.tolist(), dtype)
         return pad_packed_sequence(packed._replace(data=states), batch_first=True, total_length=T)[0]
