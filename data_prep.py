@@ -1640,12 +1640,19 @@ def run(options):
     if clips * options.frames * options.size ** 2 * 3 > MAX_SET:
         raise DataError(f"{clips} clips of that size pass {MAX_SET >> 30} GiB")
     out = Path(options.out, f"{name}.npz")
-    how = options_of(options)
     out.parent.mkdir(parents=True, exist_ok=True)
     busy = f"{printable(out)}: another data_prep.py makes it; let it end, or choose another --name"
     lock = take_lock(out.with_name(f".{name}.lock"), busy)
-    sweep(out.parent, name)
+    try:
+        make(out, options)
+    finally:
+        lock.release()
+
+def make(out, options):
+    """Make a set and its contact sheet, for the holder of its lock. Raises DataError and OSError."""
+    sweep(out.parent, out.stem)
     picture = out.with_suffix(".png")
+    how = options_of(options)
     if out.exists() and not options.force:
         there = load(out)
         before, now = json.loads(there.how or "{}"), json.loads(how)
@@ -1668,7 +1675,6 @@ def run(options):
     say(f"{printable(out)}: {printable(clips, 300)}\nlook at {printable(picture)}")
     for path in options.fetched:
         say(f"kept {printable(path)}") if options.keep else path.unlink()
-    lock.release()
 
 def contact_sheet(clips, picture):
     """A PNG of up to 16 frames of up to 16 clips, evenly spread."""

@@ -1372,6 +1372,7 @@ def load(folder, device="auto"):
     try:
         rows = len(data["static_names"]), len(data["transient_names"])
         model = Model(s, data["size"], data["frames"], *rows)
+        model.load_state_dict(kept["model"])
         model.load_state_dict(kept["model"] | kept["average"])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{folder}/checkpoint.pt: of another shape ({printable(error, 120)})") from None
