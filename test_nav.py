@@ -1094,10 +1094,10 @@ def chosen(options="", N=5, device="cpu"):
     return nav.choose_settings(args, toy_clips(N), torch.device(device))
 
 @pytest.mark.parametrize("options, N, batch, per_clip, steps", [
-    ("", 5, 5, 6, 2650), ("--batch 4", 5, 4, 1, 2650), ("--batch 9 --per-clip 3 --steps 5", 5, 5, 3, 5),
-    ("--batch 11", 5, 5, 2, 2650), ("--every 2", 5, 5, 3, 2650), ("--batch 4 --hold-out 2", 5, 3, 1, 2650),
-    ("--recipe paper --hold-out-clips 2", 5, 1, 0, 3 * 1500), ("--hold-out-clips 2", 5, 3, 6, 2650),
-    ("cuda", 64, 32, 4, 2650), ("cuda", 300, 128, 1, 2650 * (300 / 64) ** 0.5), ("cuda", 5, 3, 6, 2650)])
+    ("", 5, 5, 6, 2750), ("--batch 4", 5, 4, 1, 2750), ("--batch 9 --per-clip 3 --steps 5", 5, 5, 3, 5),
+    ("--batch 11", 5, 5, 2, 2750), ("--every 2", 5, 5, 3, 2750), ("--batch 4 --hold-out 2", 5, 3, 1, 2750),
+    ("--recipe paper --hold-out-clips 2", 5, 1, 0, 3 * 1500), ("--hold-out-clips 2", 5, 3, 6, 2750),
+    ("cuda", 64, 32, 4, 2750), ("cuda", 300, 128, 1, 2750 * (300 / 64) ** 0.5), ("cuda", 5, 3, 6, 2750)])
 def test_batch_and_steps_follow_the_number_of_clips(options, N, batch, per_clip, steps):
     """32 frames a step of five clips of six: all of them; what is asked for stays."""
     s = chosen("--precision fp32", N, "cuda") if options == "cuda" else chosen(options, N)
