@@ -1649,7 +1649,8 @@ def run(options):
         lock.release()
 
 def make(out, options):
-    """Make a set and its contact sheet, for the holder of its lock. Raises DataError and OSError."""
+    """Make a set, `out` (a Path), and its contact sheet, for the holder of its lock, as the options of the
+    command line say. Raises DataError and OSError."""
     sweep(out.parent, out.stem)
     picture = out.with_suffix(".png")
     how = options_of(options)

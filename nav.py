@@ -88,7 +88,8 @@ class Settings:
     batch: int = setting(32, "clips a step, at most (32, layout both 16 on a CPU; on a GPU 128; paper 1)", 1)
     per_clip: int = setting(1, "random frames of each clip in a step, 0: all (1, layout both 2, few clips "
                                "more; paper 0)", 0)
-    precision: str = setting(("auto", "fp32", "bf16"), "of G, R on CPUs; auto: bf16 if faster (paper fp32)")
+    precision: str = setting(("auto", "fp32", "bf16"), "of G, and in training of R on a CPU; auto: bf16 "
+                             "where it is faster (paper fp32)")
     seed: int = setting(0, "of every random draw", 0)
     table6: str = setting(("chair", "weizmann", "golf"), "row of Table 6 (the set's; own grids: weizmann)")
     D_s: int = expert_setting(206, "numbers in a static code (Table 6: 206; weizmann, golf 56)", 1)
@@ -606,7 +607,7 @@ def beside_nearest(run, clips, everything):
     if held_out:
         _, distance = nearest(torch.from_numpy(held_out.videos[:, ::every]), real)
         say(f"real clips that training never saw: {distance.mean():.3f}")
-    rows = np.stack([clips, train_set.videos[index]], 1).reshape(-1, *clips.shape[1:])
+    rows = np.stack([clips, train_set.videos[index.numpy()]], 1).reshape(-1, *clips.shape[1:])
     return rows, ["new", "nearest real"] * len(clips)
 
 def exchange(args):
@@ -815,8 +816,10 @@ def psnr(generated, real):
     mse = torch.stack([(g.float() - r).div_(255).square_().mean() for g, r in zip(generated, real)])
     return -10 * mse.clamp(min=1e-10).log10()
 
+PIXELS_AT_ONCE = 2 ** 18  # of clips that are scored together: so many stay in a processor's cache
 def local_mean(v):
-    """Means under a Gaussian of 11 x 11, sigma 1.5, where it fits: [..., H, W] -> [..., H - 10, W - 10]."""
+    """Means under a Gaussian of 11 x 11, sigma 1.5, where it fits, sides of at least 11 (else RuntimeError).
+    float [..., H, W] -> [..., H - 10, W - 10]. Every plane is a channel: as a batch they take far longer."""
     taps = torch.exp(-torch.arange(-5, 6, dtype=v.dtype, device=v.device).square() / (2 * 1.5 ** 2))
     planes = v.reshape(1, -1, *v.shape[-2:])
     n = planes.shape[1]
@@ -825,12 +828,12 @@ def local_mean(v):
     return planes.view(*v.shape[:-2], *planes.shape[-2:])
 
 def moments(frames):
-    """Frames, float [..., C, H, W] in [0, 1], sides of at least 11 -> frames, local means and variances."""
+    """Frames, float [..., C, H, W] in [0, 1] -> frames, and local means and variances of each colour."""
     mean = local_mean(frames)
     return frames, mean, local_mean(frames * frames) - mean * mean
 
 def ssim(moments_x, moments_y):
-    """SSIM of frames x and y [..., C, H, W], both given by their moments -> [...].
+    """SSIM of frames x and y [..., C, H, W], both given by their moments -> float [...], broadcast.
     As scikit-image's structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
     data_range=1), averaged over colours; a border of 5 pixels is left out, as there."""
     x, mean_x, variance_x = moments_x
@@ -843,7 +846,7 @@ def ssim(moments_x, moments_y):
 
 def fcs(moments_of_clips):
     """Frame Consistency Score: mean SSIM of each clip's first frame with all its frames, itself included.
-    Moments of frames [K, L, C, H, W] -> [K]."""
+    Moments of frames [K, L, C, H, W] -> float [K], at most 1."""
     first = [v[:, :1] for v in moments_of_clips]
     return ssim(first, moments_of_clips).mean(1)
 
@@ -870,11 +873,11 @@ def load_vgg16(where, device):
         raise DataError(f"--vgg16 {where or cached}: not VGG16 with torchvision's names ({reason})") from None
     return phi.to(device).requires_grad_(False), None
 
-def motion(phi, clips):
-    """Mean over clips of phi(v_{t+1}) - phi(v_t). uint8 [K, L, H, W, 3] -> [L - 1, 256, H / 4, W / 4]."""
-    mean = torch.tensor([0.485, 0.456, 0.406], device=clips.device)[:, None, None]  # torchvision's
-    std = torch.tensor([0.229, 0.224, 0.225], device=clips.device)[:, None, None]
-    return sum(phi((unit_frames(v) - mean) / std).diff(dim=0) for v in clips) / len(clips)
+def motion(phi, clip):
+    """phi(v_{t+1}) - phi(v_t) of a clip, uint8 [L, H, W, 3] -> float [L - 1, 256, H / 4, W / 4]."""
+    mean = torch.tensor([0.485, 0.456, 0.406], device=clip.device)[:, None, None]  # torchvision's
+    std = torch.tensor([0.229, 0.224, 0.225], device=clip.device)[:, None, None]
+    return phi((unit_frames(clip) - mean) / std).diff(dim=0)
 
 def thumbnails(clips):
     """uint8 [K, L, H, W, 3] -> float [K, L * 3 * 16 * 16] in [0, 1], frames of 16 x 16."""
@@ -888,26 +891,27 @@ def nearest(clips, real):
     """The nearest of real clips, given as thumbnails [N, d]. uint8 [K, L, H, W, 3] -> index [K], and distance
     [K]: root mean square on [0, 1]."""
     small = thumbnails(clips)
-    index = (real.norm(dim=1).square() - 2 * small @ real.T).argmin(1)  # |a - b|^2 but for |a|^2
+    # |a - b|^2 but for |a|^2. The norm makes no second array of the size of `real`.
+    index = (real.norm(dim=1).square() - 2 * small @ real.T).argmin(1)
     return index, (small - real[index]).square().mean(1).sqrt()
 
-class Means:
-    """The FCS and the `motion` of clips, uint8 [K, L, H, W, 3], that come in parts."""
+class Sums:
+    """FCS and `motion`, summed over clips that come in parts. phi: of load_vgg16, or None."""
     def __init__(self, phi):
         self.phi = phi
         self.count = 0
         self.fcs = 0.0
-        self.motion = 0.0
+        self.motion = 0.0  # with phi a tensor [L - 1, 256, H / 4, W / 4]
 
     def add(self, clips):
-        """Count clips in -> the moments of their frames."""
-        found = moments(unit_frames(clips))
+        """Count in clips, uint8 [K, L, H, W, 3] -> the moments of their frames."""
+        part = moments(unit_frames(clips))
         self.count += len(clips)
-        share = len(clips) / self.count
-        self.fcs += share * (fcs(found).mean().item() - self.fcs)
+        self.fcs += fcs(part).sum().item()
         if self.phi:
-            self.motion = self.motion + share * (motion(self.phi, clips) - self.motion)
-        return found
+            for clip in clips:  # one by one: the same clips have the same sum in whatever parts they come
+                self.motion = self.motion + motion(self.phi, clip)
+        return part
 
 def scores(generated, real, phi, reason, pairs=False):
     """Table 2's two scores of clips, and two more. Clips are uint8 [K, L, H, W, 3] and [N, L, H, W, 3] on one
@@ -916,29 +920,33 @@ def scores(generated, real, phi, reason, pairs=False):
     mcs ignores everything in between; mcs_t is the log10 of the mean over t of |f_t - f^_t|^2. Lower is
     better. Both are None without phi, and for equal motion (JSON has no infinity). fcs_bound is the FCS of
     the real clips. distinct_nearest: the number of real clips that are nearest to a generated clip.
-    pairs: generated clip j redraws real clip j, and psnr, psnr_min and ssim say how well."""
+    pairs: there are as many generated clips as real ones, and clip j redraws real clip j; psnr, psnr_min and
+    ssim say how well."""
     small = thumbnails(real)
-    few = max(1, 2 ** 18 // real[0, ..., 0].numel())  # clips of so many pixels stay in a processor's cache
-    made, truth = Means(phi), Means(phi)
-    index = set()
-    dB = torch.empty(len(real))
-    similarity = torch.empty(real.shape[:2])
+    few = max(1, PIXELS_AT_ONCE // real[0, ..., 0].numel())  # clips
+    made = Sums(phi)
+    truth = Sums(phi)
+    nearest_clips = set()
+    # Results go into memory that is there before: small tensors between large ones make a process grow.
+    dB = torch.full((len(real),), math.nan)
+    similarity = torch.full(real.shape[:2], math.nan)
     for part in generated:
-        index.update(nearest(part, small)[0].tolist())
+        nearest_clips.update(nearest(part, small)[0].tolist())
         for clips in part.split(few):
             j = slice(made.count, made.count + len(clips))
-            found = made.add(clips)
+            moments_made = made.add(clips)
             if pairs:
                 dB[j] = psnr(clips, real[j]).cpu()
-                similarity[j] = ssim(found, truth.add(real[j])).cpu()
-    for clips in () if pairs else real.split(few):
-        truth.add(clips)
-    found = dict(fcs=made.fcs, fcs_bound=truth.fcs, mcs=None, mcs_t=None, mcs_note=reason,
-                 distinct_nearest=len(index))
+                similarity[j] = ssim(moments_made, truth.add(real[j])).cpu()
+    if not pairs:
+        for clips in real.split(few):
+            truth.add(clips)
+    found = dict(fcs=made.fcs / made.count, fcs_bound=truth.fcs / truth.count, mcs=None, mcs_t=None,
+                 mcs_note=reason, distinct_nearest=len(nearest_clips))
     if pairs:
         found.update(psnr=dB.mean().item(), psnr_min=dB.min().item(), ssim=similarity.mean().item())
     if phi:
-        difference = made.motion - truth.motion  # (L - 1, 256, H / 4, W / 4)
+        difference = made.motion / made.count - truth.motion / truth.count  # (L - 1, 256, H / 4, W / 4)
         square = difference.mean(0).square().sum()
         square_t = difference.square().sum((1, 2, 3)).mean()
         found["mcs"] = square.log10().item() if square else None
@@ -1372,6 +1380,7 @@ def load(folder, device="auto"):
     try:
         rows = len(data["static_names"]), len(data["transient_names"])
         model = Model(s, data["size"], data["frames"], *rows)
+        # The model by itself first: the average would hide a wrong shape in it.
         model.load_state_dict(kept["model"])
         model.load_state_dict(kept["model"] | kept["average"])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -1582,7 +1591,7 @@ def report(run, everything, vgg16):
     s, data, model, log = run.settings, run.data, run.model, run.log
     clips, held_out = keep_from_training(everything, s)
     real = torch.from_numpy(clips.videos).to(model.z_s.z.device)
-    parts = torch.arange(len(real)).split(64)  # all generated clips may not fit into the memory
+    parts = (slice(begin, begin + 64) for begin in range(0, len(real), 64))  # all may not fit into the memory
     generated = (videos(model, clips.static_id[j], clips.transient_id[j]) for j in parts)
     measured = scores(generated, real, *vgg16, pairs=True)
     experiments = {}

@@ -710,7 +710,8 @@ def vgg16(tmp_path_factory):
     torch.save(weights, tmp_path_factory.getbasetemp() / "vgg16.pth")
     return tmp_path_factory.getbasetemp() / "vgg16.pth"
 
-def test_psnr_fcs_and_mcs_by_hand(vgg16):
+@pytest.mark.parametrize("at_once", [1, 2 * 4 * 16 * 16, 2 ** 18])
+def test_psnr_fcs_and_mcs_by_hand(vgg16, monkeypatch, at_once):
     """MCS is log10 |f - f^|^2, in float64, of what VGG16 sees move from frame to frame."""
     a, b = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 4, 16, 16, 3), np.uint8))
     assert nav.psnr(a, b).tolist() == pytest.approx([dB(x, y.numpy()) for x, y in zip(a, b)], abs=1e-4)
@@ -725,6 +726,7 @@ def test_psnr_fcs_and_mcs_by_hand(vgg16):
     sets = [[relu3_3((v.permute(0, 3, 1, 2) / 255 - mean) / std) for v in each] for each in (a, b[:2])]
     moves = [[v[t + 1] - v[t] for v in each for t in range(3)] for each in sets]
     expected = torch.sub(*(sum(each) / len(each) for each in moves)).square().sum().log10().item()
+    monkeypatch.setattr(nav, "PIXELS_AT_ONCE", at_once)
     found = nav.scores(a.split(2), b[:2], phi, None)
     assert why is None and found["mcs"] == pytest.approx(expected, abs=1e-4)
     pairs = nav.scores(a.split(2), b, phi, None, pairs=True)
@@ -732,8 +734,17 @@ def test_psnr_fcs_and_mcs_by_hand(vgg16):
     assert pairs["psnr"] == pytest.approx(nav.psnr(a, b).mean().item())
     assert pairs["psnr_min"] == nav.psnr(a, b).min().item()
     assert pairs["ssim"] == pytest.approx(nav.ssim(of_a, of_b).mean().item())
-    equal = nav.scores([a], a, phi, None)
-    assert equal["mcs"] is None and "-inf" in equal["mcs_note"] and equal["fcs"] == equal["fcs_bound"]
+    assert found["fcs"] == pytest.approx(fcs.mean().item())
+    assert found["fcs_bound"] == pytest.approx(nav.fcs(of_b)[:2].mean().item())
+    equal = nav.scores(a.split(2), a, phi, None)
+    assert equal["mcs"] is None and "-inf" in equal["mcs_note"]
+    assert equal["fcs"] == pytest.approx(equal["fcs_bound"])
+
+def test_the_nearest_clip_and_its_distance():
+    real = torch.from_numpy(np.random.default_rng(0).integers(0, 204, (70, 6, 32, 32, 3), np.uint8))
+    index, distance = nav.nearest(torch.stack([real[8], real[3] + 51]), nav.thumbnails(real))
+    assert index.tolist() == [8, 3] and distance[0] == 0
+    assert distance[1].item() == pytest.approx(0.2, abs=1e-5)
 
 def test_what_each_score_sees(vgg16):
     """Frozen clips have the best FCS, noise between true ends the best MCS; MCS_t sees both, and order."""
@@ -1232,6 +1243,14 @@ def test_train_evaluate_sample(toy, vgg16, monkeypatch):
         blue = (panel == (31, 119, 180)).all(2).any(0).nonzero()[0]
         assert black[:30].sum() > 50 and black[30:].sum() > 50 and blue.min() < 100 and blue.max() > 600
 
+@pytest.mark.parametrize("N", [1, 65])
+def test_sets_of_one_clip_and_of_a_clip_more_than_a_part_are_measured(toy, tmp_path, N):
+    data_prep.save(toy_clips(N), tmp_path / "toy.npz")
+    run_ok(*toy, "--steps", 4, "--out", "run")
+    assert read_json("run/metrics.json")["videos"] == N
+    if N > 1:
+        run_ok(*"sample --run run --prior gaussian --count 1 --device cpu".split())
+
 def test_standins_say_so_in_every_result():
     """Then the real set is prepared: the run is measured with its own clips, and does not go on."""
     options = "--dataset chair --clips 4 --steps 3 --width 8 --device cpu".split()
@@ -1412,10 +1431,12 @@ def test_bad_checkpoints_are_refused_and_good_ones_kept(toy):
     path.write_bytes(whole)
     assert "width 4, not 8" in run_error(*again, "--width", 8)
     evil = type("Evil", (), dict(__reduce__=lambda self: (os.mkdir, ("evil",))))()
-    state = checkpoint("run")
+    state = checkpoint_before = checkpoint("run")
     model = state["model"] | {"z_s.z": state["model"]["z_s.z"][:2]}
     torch.save(state | dict(model=model), path)
     assert "shape" in run_error(*again) and "shape" in run_error("sample", "--run", "run")
+    torch.save(state | dict(model=checkpoint_before["model"], average={"z_s.w": torch.zeros(3)}), path)
+    assert "shape" in run_error("sample", "--run", "run")
     without_data = state | dict(data={})
     for bad, word in ((without_data, "dataset: str expected"), (dict(settings=evil), "not a checkpoint")):
         torch.save(bad, path)
@@ -1922,6 +1943,12 @@ def test_folder_says_what_is_wrong_with_a_path(tmp_path):
                        ("none", "does not exist")):
         status, out, errors = run("folder", tmp_path / path, "--name", "x", main=data_prep.main)
         assert text in out + errors and errors.count("\n") == 1 and status == 2, errors
+    kept = []  # a name is free again although the error is still there
+    for _ in range(2):
+        with pytest.raises(DataError) as error:
+            data_prep.run(data_prep.parse(["folder", "empty", "--name", "x"]))
+        kept.append(error)
+        assert "another data_prep.py" not in str(error.value)
 
 def test_equal_faults_are_counted_together(monkeypatch):
     Path("in").mkdir()

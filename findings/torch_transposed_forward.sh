@@ -34,12 +34,13 @@ def by_corners(x, weight):
     return F.pixel_shuffle(y, 2)[:, :, 1:-1, 1:-1]
 
 print("torch", torch.__version__.split("+")[0], "CPU capability", torch.backends.cpu.get_cpu_capability())
-for dtype in (torch.float32, torch.bfloat16):
+for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
     x = torch.randn(32, 32, 32, 32).to(dtype).to(memory_format=torch.channels_last)
+    forward_of = {}
     for c_out in (3, 16):
         weight = torch.randn(32, c_out, 4, 4).mul(0.02).to(dtype).to(memory_format=torch.channels_last)
         y = F.conv_transpose2d(x, weight, stride=2, padding=1)
-        assert torch.allclose(by_corners(x, weight).float(), y.float(), atol=1e-2 * y.abs().max().item())
+        assert torch.allclose(by_corners(x, weight).float(), y.float(), atol=tolerance * y.abs().max().item())
         dy = torch.randn_like(y)
         options = ((2, 2), (1, 1), (1, 1), True, (0, 0), 1, (True, False, False))
         forward = median(lambda: F.conv_transpose2d(x, weight, stride=2, padding=1))
@@ -47,6 +48,8 @@ for dtype in (torch.float32, torch.bfloat16):
         corners = median(lambda: by_corners(x, weight))
         print(f"{str(dtype)[6:]}, {c_out} channels: forward {forward:.2f} ms, gradient by the input "
               f"{backward:.2f} ms, as a convolution at corners {corners:.2f} ms")
+        forward_of[c_out] = forward
         if c_out == 3:
-            assert forward > 1.5 * backward and forward > corners
+            assert forward > corners
+    assert forward_of[3] > 0.7 * forward_of[16]
 PROGRAM
