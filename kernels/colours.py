@@ -3,8 +3,8 @@
 That is forward and backward, for 32 frames in bf16; forward alone takes half. A CPU makes the channels of a
 transposed convolution in blocks, with AVX-512 of sixteen, so three colours cost as much as sixteen.
 
-The layer doubles the side of x. Around each corner p between pixels of x lie 2 x 2 new pixels, and they depend
-on the 2 x 2 pixels of x that meet there. For rows, and for columns in the same way:
+The layer doubles the side of x. Around each corner p between pixels of x lie 2 x 2 new pixels, and they
+depend on the 2 x 2 pixels of x that meet there. For rows, and for columns in the same way:
 
     new row 2 p - 1 + a = sum over d of row p - 1 + d of x, times tap 2 (1 - d) + a         a, d: 0 or 1
 
