@@ -6,7 +6,11 @@
 # stride 2) takes several times as long forward as its gradient does. Three channels cost as much
 # as sixteen, and a convolution of 2 x 2 to twelve channels followed by pixel_shuffle, which
 # makes the same numbers, is faster.
-#   OUTPUT
+#   torch 2.13.0 CPU capability AVX512
+#   float32, 3 channels: forward 6.14 ms, gradient by the input 1.57 ms, as a convolution at corners 3.05 ms
+#   float32, 16 channels: forward 6.81 ms, gradient by the input 5.80 ms, as a convolution at corners 6.88 ms
+#   bfloat16, 3 channels: forward 3.49 ms, gradient by the input 0.76 ms, as a convolution at corners 1.57 ms
+#   bfloat16, 16 channels: forward 3.74 ms, gradient by the input 2.72 ms, as a convolution at corners 4.50 ms
 #
 # So: In a decoder that ends in few channels, write the last transposed convolution as a
 # convolution to 4 c channels and pixel_shuffle, and crop one pixel at each side.

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# One would guess: A depthwise convolution filters each plane by itself, so the same planes cost
-# the same as channels of one picture or as a batch of pictures.
+# One would guess: A depthwise convolution filters each plane by itself, so the same 192 planes
+# cost the same as 64 colour pictures, as 192 grey pictures or as one picture of 192 channels.
 #
-# What is seen: With torch 2.13.0 on a CPU, 64 pictures of 3 channels, filtered as a batch, take
-# several times as long as the same 192 planes filtered as channels of one picture. The results
-# agree to the last digits.
-#   OUTPUT
+# What is seen: With torch 2.13.0 on a CPU, sixteen channels or more are fast. Three channels take
+# five to nine times as long, and a single channel, the plainest way to blur a grey picture, takes
+# twenty to fifty times as long. The results agree to 1e-6.
+#   torch 2.13.0 CPU capability AVX512
+#   kernel 1 x 11, ms: 64 x 3 3.62, 192 x 1 26.56, 12 x 16 0.51, 1 x 192 0.49
+#   kernel 11 x 1, ms: 64 x 3 6.07, 192 x 1 27.03, 12 x 16 0.72, 1 x 192 0.75
+#   kernel 11 x 11, ms: 64 x 3 11.04, 192 x 1 38.95, 12 x 16 2.07, 1 x 192 2.12
 #
 # So: To filter many pictures with one kernel (a blur, the local means of SSIM), view them as one
 # picture of many channels: x.reshape(1, -1, H, W), groups=that many.
