@@ -819,7 +819,7 @@ def psnr(generated, real):
 PIXELS_AT_ONCE = 2 ** 18  # of clips that are scored together: so many stay in a processor's cache
 def local_mean(v):
     """Means under a Gaussian of 11 x 11, sigma 1.5, where it fits, sides of at least 11 (else RuntimeError).
-    float [..., H, W] -> [..., H - 10, W - 10]. Every plane is a channel: few channels take many times as long."""
+    float [..., H, W] -> [..., H - 10, W - 10]. Every plane is a channel: a few channels take far longer."""
     taps = torch.exp(-torch.arange(-5, 6, dtype=v.dtype, device=v.device).square() / (2 * 1.5 ** 2))
     planes = v.reshape(1, -1, *v.shape[-2:])
     n = planes.shape[1]
