@@ -1317,7 +1317,10 @@ class Run:
         self.static_names, self.transient_names = self.data["static_names"], self.data["transient_names"]
 
     def clips(self, statics, transients):
-        """Lists of K static and K transient names -> K clips, uint8 [K, L, H, W, 3]. Raises DataError."""
+        """Lists of K static and K transient names -> K clips, uint8 [K, L, H, W, 3]. Raises DataError.
+        A clip is the same alone and beside others, but for rounding (1 of 255, in a few pixels)."""
+        if not len(statics) == len(transients) > 0:
+            raise DataError(f"{len(statics)} static and {len(transients)} transient names: as many expected")
         i = [row_of(self.static_names, name) for name in statics]
         k = [row_of(self.transient_names, name) for name in transients]
         return videos(self.model, i, k).cpu().numpy()

@@ -833,6 +833,9 @@ def test_samples_leave_as_arrays_and_files(grid_run, monkeypatch):
     expected = loaded.clips(made["static"], made["transient"])
     assert expected.dtype == np.uint8 and np.array_equal(made["videos"], expected)
     assert np.array_equal(loaded.clip(2, "t2"), expected[3])
+    for statics, transients in ((["s1"], ["t0", "t2"]), (["s1", "s2"], ["t0"]), ([], [])):
+        with pytest.raises(DataError, match="as many expected"):
+            loaded.clips(statics, transients)
     for name, clip in zip(made["names"], expected):
         assert np.array_equal(read_clip(f"out/samples/{name}.webp"), clip)
     grid = data_prep.load(folder.parent / "grid.npz")

@@ -87,7 +87,7 @@ class GRU(nn.GRU):
         packed = pack_padded_sequence(x, length, batch_first=True, enforce_sorted=False)
         weights = self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0
         # A single row reads each weight once: converting the weights would take longer than it saves. Where
-        # no gradient is wanted clips are drawn, and a clip must not depend on the clips drawn beside it.
+        # no gradient is wanted clips are drawn, and a clip shall not depend on the clips drawn beside it.
         bf16 = self.bf16 and B > 1 and torch.is_grad_enabled()
         dtype = torch.bfloat16 if bf16 else x.dtype
         states = _GRU.apply(packed.data, *weights, packed.batch_sizes.tolist(), dtype)
