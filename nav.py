@@ -480,8 +480,10 @@ def to_bytes(frames):
 def videos_of(model, z_s, z_t, label):
     """Clips of codes [K, D_s] and [K, L, D_t], label [K] -> uint8 [K, L, H, W, 3]. Puts G in eval mode."""
     model.G.eval()
-    parts = zip(z_s.split(16), z_t.split(16), label.split(16))
-    frames = [to_bytes(model.render(z, model.R(t), k)) for z, t, k in parts]
+    frames = []
+    for z, t, k in zip(z_s.split(16), z_t.split(16), label.split(16)):
+        t, of_clip = t.unique(dim=0, return_inverse=True)  # R runs once for clips that share their codes
+        frames.append(to_bytes(model.render(z, model.R(t)[of_clip], k)))
     return torch.cat(frames).unflatten(0, z_t.shape[:2])
 
 def videos(model, static_row, transient_row):
@@ -828,21 +830,24 @@ def local_mean(v):
     return planes.view(*v.shape[:-2], *planes.shape[-2:])
 
 def moments(frames):
-    """Frames, float [..., C, H, W] in [0, 1] -> frames, and local means and variances of each colour."""
+    """Frames, float [..., C, H, W] in [0, 1] -> frames, and each colour's local means, their squares, and local
+    variances."""
     mean = local_mean(frames)
-    return frames, mean, local_mean(frames * frames) - mean * mean
+    square = mean * mean
+    return frames, mean, square, local_mean(frames * frames).sub_(square)
 
 def ssim(moments_x, moments_y):
     """SSIM of frames x and y [..., C, H, W], both given by their moments -> float [...], broadcast.
     As scikit-image's structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
     data_range=1), averaged over colours; a border of 5 pixels is left out, as there."""
-    x, mean_x, variance_x = moments_x
-    y, mean_y, variance_y = moments_y
+    x, mean_x, square_x, variance_x = moments_x
+    y, mean_y, square_y, variance_y = moments_y
     product = mean_x * mean_y
-    covariance = local_mean(x * y) - product
-    numerator = (2 * product + 1e-4) * (2 * covariance + 9e-4)
-    denominator = (mean_x * mean_x + mean_y * mean_y + 1e-4) * (variance_x + variance_y + 9e-4)
-    return (numerator / denominator).mean((-3, -2, -1))
+    # Every sum in the memory of its first term: new memory takes longer than the sums.
+    covariance = local_mean(x * y).sub_(product)
+    numerator = product.mul_(2).add_(1e-4).mul_(covariance.mul_(2).add_(9e-4))
+    denominator = (square_x + square_y).add_(1e-4).mul_((variance_x + variance_y).add_(9e-4))
+    return numerator.div_(denominator).mean((-3, -2, -1))
 
 def fcs(moments_of_clips):
     """Frame Consistency Score: mean SSIM of each clip's first frame with all its frames, itself included.
