@@ -14,7 +14,7 @@ makes frame i of [z_s ; r_i], and Eq. 6 fits codes, R and G together. Where the 
     Eq. 3      two stages           Trainer.step                 Table 2   MCS, FCS        motion, fcs, scores
     Eq. 4, 6   l_static, objective  objective, Batches.gather    Table 3   unseen pairs    measure_exchange
     Eq. 5      l_triplet            kernels: plain_triplet       Table 4   ablation        ABLATION, ablate
-    Sec. 4.2   l(v^, v)             kernels: plain_laplacian     Table 6   settings        choose_settings
+    Sec. 4.2   l(v^, v)             kernels: plain_laplacian     Table 6   settings        TABLE_6, PAPER
     Eq. 7      low rank             low_rank                     Fig. 6    exchange        exchange
     App. B     optimisers           Dictionary.update, adam      Fig. 7    interpolation   interpolate, line
 
@@ -52,7 +52,8 @@ import data_prep
 from data_prep import DataError, between, commit, printable, take_folder, warn, write
 from kernels import GRU, ToColours, keep_freed_memory, laplacian_l1_with_grad, name_backend, triplet_margin
 
-# The same seed on the same device gives the same result. TF32 is too coarse for SSIM; R tolerates TF32.
+# The same seed gives the same result, with the same device and number of threads. TF32 is too coarse for
+# SSIM; R tolerates TF32.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 torch.backends.cudnn.deterministic = True
 torch.backends.cudnn.conv.fp32_precision = "ieee"
@@ -76,7 +77,7 @@ class Settings:
                           "static: a static code each, transient codes of all; transient: the reverse; both: "
                           "codes of their own; grid: as the names static_transient; file: as prepared")
     window: str = setting(("first", "random", "aligned"), "which L frames of a longer clip. random: drawn in "
-                          "each step (paper); aligned: clips of an action in phase (fast, weizmann)")
+                          "each step (paper, not chair); aligned: clips of an action in phase (weizmann)")
     hold_out: int = setting(0, "keep N cells of a grid from training, and measure them", 0)
     hold_out_clips: int = setting(0, "keep the last N clips from training, and encode them", 0)
     every: int = setting(1, "train on every N-th frame, and measure the frames between", 1)
@@ -84,10 +85,11 @@ class Settings:
     rank: int = setting(0, "rho of Eq. 7, for interpolation, 0: full rank (0)", 0)
     conditional: bool = setting(False, "G takes the transient row as a label (paper, weizmann: yes)")
     recurrent: bool = setting(True, "--no-recurrent: without R, every frame has a free code of its own")
-    width: int = setting(32, "channels of G before its last layer (32; on a GPU, and paper: DCGAN's 64)", 1)
-    batch: int = setting(32, "clips a step, at most (32, layout both 16 on a CPU; on a GPU 128; paper 1)", 1)
-    per_clip: int = setting(1, "random frames of each clip in a step, 0: all (1, layout both 2, few clips "
-                               "more; paper 0)", 0)
+    width: int = setting(32, "channels of G before its last layer (32; CUDA, and paper: DCGAN's 64)", 1)
+    batch: int = setting(32, "clips a step, at most (32; CUDA 128; CPU, a transient code for each clip: 16; "
+                             "paper 1)", 1)
+    per_clip: int = setting(1, "random frames of each clip in a step, 0: all (1; where batch is 16: 2; few "
+                               "clips: more; paper 0)", 0)
     precision: str = setting(("auto", "fp32", "bf16"), "of G, and in training of R on a CPU; auto: bf16 "
                              "where it is faster (paper fp32)")
     seed: int = setting(0, "of every random draw", 0)
@@ -255,6 +257,7 @@ class Model(nn.Module):
 def objective(model, s, batch, z_s, r):
     """Eq. 6 for a batch, forward and backward: l_rec + lambda_s l_static + lambda_t l_triplet.
     s: the Settings. z_s [n, D_s] and r [n', L, D_t]: the static codes and R's outputs of the batch's rows.
+    With several processes B is this process's B'.
     Adds to the gradients of z_s, z_t and of the weights that are trained. Returns, detached, v_hat [M, 3, H,
     W], the losses of the frames [B, T], and [loss, l_rec, l_triplet] summed over the clips."""
     B, T = batch.times.shape
@@ -353,8 +356,9 @@ class Trainer:
                     batches=self.batches.state(), steps_done=self.steps_done)
 
     def restore(self, state):
-        """Continue from a state. Raises RuntimeError, KeyError, TypeError or ValueError for another shape."""
-        self.model.load_state_dict(state["model"] | state["average"])
+        """Continue from a state. Raises RuntimeError, KeyError, TypeError, ValueError or AttributeError for
+        another shape."""
+        self.model.load_state_dict(state["model"] | state["average"])  # checks the shapes of the average
         self.average = {name: self.model.state_dict()[name].clone() for name in state["average"]}
         self.model.load_state_dict(state["model"])
         for optimiser, kept in zip((self.optimiser_R, *self.optimisers_G), state["optimisers"], strict=True):
@@ -405,9 +409,10 @@ class Batches:
     @record_function("nav: choose clips")
     def choose(self):
         """The clips of a step [B], no two equal, and random numbers [B, L + 1], with --augment 5 T more.
-        The clips with the fewest visits come next, by visits plus a random number below 1. In the fast recipe
-        a visit counts (mean loss / the clip's loss)^3, from 1/8 to 8: hard clips are drawn more often, and so
-        weigh more than in Eq. 6."""
+        The clips with the fewest visits come next, by visits plus a random number below 1. The paper's recipe
+        counts a visit as 1: all clips come once before any clip comes again. The fast recipe counts it as
+        (mean loss / the clip's loss)^3, from 1/8 to 8: a clip of twice the mean loss comes eight times as
+        often, and so weighs more than in Eq. 6."""
         s = self.s
         ties = torch.rand(self.N, generator=self.rng).to(self.visits.device)
         clips = (self.visits + ties).topk(s.batch, largest=False).indices
@@ -456,10 +461,11 @@ class Batches:
 
 def how_far(times, row_of_clip, rows, L):
     """The frames that R has to make of each row, int64 [rows], where times [B, T] are rendered.
-    Where clips share rows, all frames. A row of a single clip ends with its last rendered frame. l_triplet
-    needs whole rows, so at least a quarter of the rows, with the latest frames, go on to the end. Frames are
-    drawn at random, so every row is among them equally often: l_triplet keeps its expectation. On a GPU R
-    runs all frames anyway, and all rows are whole."""
+    R's cost grows with its frames. Where every clip of the batch has a row of its own, only l_triplet needs
+    the frames behind a row's last rendered frame. So at least a quarter of the rows, with the latest rendered
+    frames, run to the end, and the other rows stop there. Rendered frames are random, so every row is among
+    the whole rows equally often: their l_triplet, times rows / whole rows, has the expectation of the sum
+    over all rows. With a shared row, and on a GPU, all rows are whole."""
     length = torch.full((rows,), L, device=times.device)
     if rows == len(times) and times.device.type == "cpu":
         length[row_of_clip] = times.max(1).values + 1
@@ -534,25 +540,27 @@ def choose_codes(run, prior, count, rng, static, transient):
     codes, data = run.model.z_s.z, run.data
     i, k = (torch.tensor([row_of(names, name) for name in some]) if some else torch.arange(len(names))
             for names, some in ((run.static_names, static), (run.transient_names, transient)))
+    if prior == "gaussian" and static:
+        raise DataError("--prior gaussian draws new static codes: leave --static out")
     if count:  # of a thousand rows each: all pairs of 20,000 clips would not fit into the memory
         i, k = (rows[torch.randperm(len(rows), generator=rng)[:1000]] if len(rows) > 1000 else rows
                 for rows in (i, k))
-    i, k = torch.cartesian_prod(i, k).T  # in the order in which they are named
+    pairs = torch.cartesian_prod(i, k)  # (pairs, 2), in the order in which they are named
     words = "pairs of learned codes"
     if prior == "unseen":
         seen = {tuple(pair) for pair in data["pairs"]}
-        is_unseen = torch.tensor([pair not in seen for pair in zip(i.tolist(), k.tolist())])
-        i, k = i[is_unseen], k[is_unseen]
-        words = f"pairs of {len(i)} that training never saw"
+        pairs = pairs[torch.tensor([tuple(pair) not in seen for pair in pairs.tolist()])]
+        words = f"of the {len(pairs)} pairs that training never saw"
         if len(run.transient_names) == data["clips"]:
             words += "; each clip has its own transient code: new pairs are mixtures"
-    if len(i) == 0:
+    if len(pairs) == 0:
         raise DataError(f"--prior unseen: {run.folder} was trained on all of these pairs")
-    if count and prior == "unseen":  # no pair twice
-        count = min(count, len(i))
-    if count:  # different pairs, if there are so many
-        drawn = torch.randperm(len(i), generator=rng).repeat(-(-count // len(i)))[:count]
-        i, k = i[drawn], k[drawn]
+    if count and count > len(pairs) and prior != "gaussian":  # no pair twice; new static codes all differ
+        count = len(pairs)
+        words = words if prior == "unseen" else f"all {count} pairs of learned codes"
+    if count:
+        pairs = pairs[torch.randperm(len(pairs), generator=rng).repeat(-(-count // len(pairs)))[:count]]
+    i, k = pairs.T
     if prior != "gaussian":
         return codes[i.to(codes.device)], k, [run.static_names[row] for row in i], words
     if len(codes) < 2:
@@ -628,11 +636,9 @@ def exchange(args):
               for i in range(len(rows))]
     how = dict(gap=4, frames=frames, row_labels=rows, column_labels=columns)
     film = np.stack([data_prep.draw_sheet(cells[:, :, t], **how) for t in range(L)])
-    moments = cells[:, :, [(L - 1) * quarter // 4 for quarter in (1, 2, 3)]]
-    R, C, n, H, W, _ = moments.shape
-    moments = moments.swapaxes(2, 3).reshape(R, C, H, n * W, 3)
+    three = np.concatenate([cells[:, :, (L - 1) * quarter // 4] for quarter in (1, 2, 3)], 3)
     fps = args.fps or speed(data)
-    path = show(args.out or run.folder, "exchange", data, moments, film, fps, **how)
+    path = show(args.out or run.folder, "exchange", data, three, film, fps, **how)
     data_prep.write_clip(film, path.with_suffix(".mp4"), fps, max(1, 1600 // max(film.shape)))
     say(f"{size} pairs, {sum(row.count(FRAME) for row in frames)} of them unseen and framed: {path}, "
         ".gif and .mp4")
@@ -666,10 +672,10 @@ def schedule(step, steps, warm_up=50):
 @record_function("nav: average")
 def follow(average, model, step, steps, rate, every=4):
     """Every fourth step: move the average, a dict like the model's state, towards weights and codes.
-    It reaches over an eighth of the steps so far, at most a twenty-fifth of all steps, and has up to 1.7 dB
-    more than the model, whose weights are noisy at full rates. As the rates fall it reaches over fewer steps;
-    behind the last step it is the model. It takes all rows of the tables, and of codes of rank rho
-    (--rank) it is not of rank rho."""
+    An unfinished run shows the average. At full rates the model's weights are noisy, and the average has up
+    to 1.7 dB more. It is exponential, over min(step / 8, rate * steps / 25) steps: the reach grows at first
+    and shrinks with the rates, so after the last step average and model are the same. The average of codes of
+    rank rho (--rank) is not of rank rho."""
     if step % every and step < steps:
         return
     reach = min(step / 8, rate * steps / 25)
@@ -684,14 +690,13 @@ def follow(average, model, step, steps, rate, every=4):
 
 def optimisers_of_G(G, s, device):
     """Adam for gamma (App. B). In the fast recipe Muon trains G's layers behind the first."""
-    weights = [layer.weight for layer in G.layers if isinstance(layer, nn.ConvTranspose2d)]
-    weights = weights if s.recipe == "fast" else []
-    others = [p for p in G.parameters() if all(p is not w for w in weights)]
-    matrices = dict(params=[p for p in others if p.ndim > 1], weight_decay=s.decay)
-    norms_and_biases = dict(params=[p for p in others if p.ndim == 1])
-    optimisers = [adam([matrices, norms_and_biases], device)]
-    if weights:
-        optimisers.append(Muon(weights, s.decay, bf16=s.precision == "bf16"))
+    is_fast = s.recipe == "fast"
+    convolutions = [p for p in G.parameters() if p.ndim == 4 and is_fast]  # for Muon
+    matrices = [p for p in G.parameters() if p.ndim == 2 or p.ndim == 4 and not is_fast]
+    norms_and_biases = [p for p in G.parameters() if p.ndim == 1]
+    optimisers = [adam([dict(params=matrices, weight_decay=s.decay), dict(params=norms_and_biases)], device)]
+    if convolutions:
+        optimisers.append(Muon(convolutions, s.decay, bf16=s.precision == "bf16"))
     return optimisers
 
 def principal_components(x, k):
@@ -739,7 +744,7 @@ def start_as_identity(R, z_t, rows=256):
     R.out.bias.copy_(fitted[-1])
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose updates of a matrix have equal singular values, with decoupled weight decay.
+    """Nesterov momentum whose updates of a matrix have similar singular values, with decoupled weight decay.
     Weights [c_in, c_out, 4, 4] are matrices [c_in, 16 * c_out]. The update is (m m^T)^(-1/2) x, with m the
     momentum and x Nesterov's gradient; the inverse root of every eighth step is enough. An element moves by
     about lr (root mean square), as under Adam. bf16: the precision of that product."""
@@ -830,8 +835,8 @@ def local_mean(v):
     return planes.view(*v.shape[:-2], *planes.shape[-2:])
 
 def moments(frames):
-    """Frames, float [..., C, H, W] in [0, 1] -> frames, and each colour's local means, their squares, and local
-    variances."""
+    """Frames, float [..., C, H, W] in [0, 1] -> frames, and of each colour local means, their squares, and
+    local variances."""
     mean = local_mean(frames)
     square = mean * mean
     return frames, mean, square, local_mean(frames * frames).sub_(square)
@@ -874,6 +879,8 @@ def load_vgg16(where, device):
             weights = torch.load(where, map_location="cpu", weights_only=True)
         phi.load_state_dict({key: weights[f"features.{key}"] for key in phi.state_dict()})
     except Exception as error:  # no network, a wrong hash, no such file, damaged bytes, other layers
+        if data_prep.is_of_machine(error):
+            raise
         reason = printable(error) if isinstance(error, OSError) else type(error).__name__
         raise DataError(f"--vgg16 {where or cached}: not VGG16 with torchvision's names ({reason})") from None
     return phi.to(device).requires_grad_(False), None
@@ -957,11 +964,13 @@ def scores(generated, real, phi, reason, pairs=False):
         found["mcs"] = square.log10().item() if square else None
         found["mcs_t"] = square_t.log10().item() if square_t else None
         if not square:
-            found["mcs_note"] = "-inf: the generated clips move like the real clips"
+            found["mcs_note"] = "MCS -inf: from first to last frame generated and real clips move alike"
     return found
 
 def scores_in_words(found):
-    mcs = found["mcs_note"] or f"MCS {found['mcs']:.2f}, MCS_t {found['mcs_t']:.2f}"
+    mcs = found["mcs_note"] or f"MCS {found['mcs']:.2f}"
+    if found["mcs_t"] is not None:
+        mcs += f", MCS_t {found['mcs_t']:.2f}"
     return f"FCS {found['fcs']:.3f} (real clips {found['fcs_bound']:.3f}: the closer the better); {mcs}"
 
 # ---- unseen pairs (Sec. 4.3, Table 3), and interpolation as a number ---------------------------------------
@@ -1050,9 +1059,9 @@ def ablation_table(title, seeds, ours):
     lines = [f"{title}, {len(seeds)} seed(s), +- the sample deviation; real FCS {bound:.3f}", "",
              "| | MCS, paper (chairs) | MCS, ours | FCS, paper (chairs) | FCS, ours | MCS_t | PSNR |",
              "|---|---|---|---|---|---|---|"]
-    for name, (mcs, fcs, _) in ABLATION.items():
-        lines.append(f"| {name} | {mcs or '-'} | {cell(name, 'mcs')} | {fcs or '-'} | {cell(name, 'fcs')} | "
-                     f"{cell(name, 'mcs_t')} | {cell(name, 'psnr')} |")
+    for name, (paper_mcs, paper_fcs, _) in ABLATION.items():
+        lines.append(f"| {name} | {paper_mcs or '-'} | {cell(name, 'mcs')} | {paper_fcs or '-'} | "
+                     f"{cell(name, 'fcs')} | {cell(name, 'mcs_t')} | {cell(name, 'psnr')} |")
     return "\n".join(lines)
 
 def ablate(args):
@@ -1069,7 +1078,7 @@ def ablate(args):
         with data_prep.reading(path, "no table of this script; move it away"):
             before = dict(json.loads(path.read_text()))
     is_same_table = all(before.get(key) == value for key, value in table.items())
-    ours = before["ours"] if is_same_table else {}
+    ours = before.get("ours", {}) if is_same_table else {}
     folder_lock = take_folder(out, is_same_table, say)
     title = f"{clips.source}; recipe {base.recipe}, {base.steps} steps"
     for seed in seeds:
@@ -1111,23 +1120,25 @@ def find_codes(model, s, clips, steps=300, lr=0.02):
     G and R are fixed. Starts at the nearest of at most 512 pairs of rows, and minimises l_rec by Adam."""
     device = model.z_s.z.device
     clips = clips.to(device)
-    pairs = torch.cartesian_prod(torch.arange(len(model.z_s.z)), torch.arange(len(model.z_t.z)))
-    some = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[:512]
-    pairs = pairs[some].to(device)
-    index, _ = nearest(clips, thumbnails(videos(model, *pairs.T)))
-    static_row, label = pairs[index].T
+    columns = len(model.z_t.z)
+    count = len(model.z_s.z) * columns  # pair j: static row j // columns, transient row j % columns
+    rng = torch.Generator().manual_seed(0)
+    pairs = torch.arange(count) if count <= 512 else torch.randint(count, (512,), generator=rng)
+    index, _ = nearest(clips, thumbnails(videos(model, pairs // columns, pairs % columns)))
+    pairs = pairs.to(device)[index]
+    static_row, label = pairs // columns, pairs % columns
     z_s, z_t = model.z_s.codes_of(static_row), model.z_t.codes_of(label)
     v = clips.flatten(0, 1).permute(0, 3, 1, 2)
     weight = torch.full((len(v),), 1 / clips.shape[1], device=device)
-    adam = torch.optim.Adam([z_s, z_t])
+    optimiser = torch.optim.Adam([z_s, z_t])
     progress = data_prep.Progress("encoding: steps")
     for step in range(steps):
         progress(step, steps)
-        adam.param_groups[0]["lr"] = lr * schedule(step, steps)
+        optimiser.param_groups[0]["lr"] = lr * schedule(step, steps)
         v_hat = model.render(z_s, model.R(z_t), label)
         _, dl_dv = laplacian_l1_with_grad(v_hat, v, weight, s.levels)
         z_s.grad, z_t.grad = torch.autograd.grad(v_hat, (z_s, z_t), dl_dv)
-        adam.step()
+        optimiser.step()
         with torch.no_grad():
             z_s.copy_(model.z_s.project(z_s))
             z_t.copy_(model.z_t.project(z_t))
@@ -1246,16 +1257,17 @@ def choose_settings(args, clips, device):
     values = dict(TABLE_6[row], steps=round(steps * max(1, N / usual_N) ** 0.5))
     if requested.get("recipe") == "paper":
         # DCGAN's width. fp32: gradients of G in bf16 can make R diverge at weizmann's lr_R.
+        # Appendix A: chairs have their first 16 frames, Weizmann random windows; of golf it does not say.
         values.update(PAPER[row], conditional=row == "weizmann", batch=1, per_clip=0, width=64,
-                      window="random", precision="fp32")
+                      window="first" if row == "chair" else "random", precision="fp32")
         values["steps"] *= N
     else:
         if row == "weizmann":
             values.update(window="aligned", augment=requested.get("hold_out", 0) > 0, decay=2.5)
         if device.type == "cuda":
             values.update(width=64, batch=128)
-        elif len(clips.transient_names) == len(clips.names):  # R runs for each clip: half as many clips
-            values.update(batch=16, per_clip=2)
+        elif device.type == "cpu" and len(clips.transient_names) == len(clips.names):
+            values.update(batch=16, per_clip=2)  # R runs for each clip: half as many clips
     s = Settings(**values | requested | dict(table6=row))
     if s.precision == "auto":
         s.precision = "bf16" if has_fast_bf16(device) else "fp32"
@@ -1418,7 +1430,7 @@ def named(out, name, data):
 
 def speed(data):
     """Frames a second at which a run's clips are shown: as the set knows them, else 8."""
-    return data.get("fps") or 8
+    return data["fps"] or 8
 
 def show(out, name, data, rows, video, fps, **more):
     """NAME.png of rows (data_prep.draw_sheet) and NAME.gif of video uint8 [L, H, W, 3] -> the PNG's path."""
@@ -1590,12 +1602,14 @@ def train(args):
         command = f"python nav.py --resume --out {shlex.quote(str(out))}"
         warn(f"stopped at step {step} of {s.steps}; {command} goes on from there")
     elif RANK == 0:
-        report(Run(out, s, data, log, trainer.model), everything, vgg16)
+        run = Run(out, s, data, log, trainer.model)
+        write_samples(run, everything, honest_prior(data), 16, s.seed)
+        report(run, everything, vgg16)
         folder_lock.release()
     return 128 + (watch.signal or signal.SIGINT) if watch.stopped else 0
 
 def report(run, everything, vgg16):
-    """Measure and show a run: metrics.json, reconstructions, samples. everything: all its Clips."""
+    """Measure and show a run: metrics.json and reconstructions. everything: all its Clips."""
     s, data, model, log = run.settings, run.data, run.model, run.log
     clips, held_out = keep_from_training(everything, s)
     real = torch.from_numpy(clips.videos).to(model.z_s.z.device)
@@ -1617,13 +1631,12 @@ def report(run, everything, vgg16):
     some = spread(len(real), 16)
     shown = clips.videos[some], videos(model, clips.static_id[some], clips.transient_id[some]).cpu().numpy()
     rows, labels = [], []
-    for k in spread(len(some), 8):
-        rows += [clip[k][spread(data["frames"], 8)] for clip in shown]
-        labels += [clips.names[some[k]][:16], "generated"]
+    for j in spread(len(some), 8):
+        rows += [clip[j][spread(data["frames"], 8)] for clip in shown]
+        labels += [clips.names[some[j]][:16], "generated"]
     real_over_generated = np.concatenate(shown, 2)
     show(run.folder, "reconstructions", data, rows, data_prep.side_by_side(real_over_generated), speed(data),
          row_labels=labels, title=f"{len(rows) // 2} of {len(real)} clips")
-    write_samples(run, everything, honest_prior(data), 16, s.seed)
     write(run.folder / "metrics.json", metrics)
     for name, value in experiments.items():
         say(f"{name.replace('_', ' ')}: {value:.2f}")
@@ -1635,9 +1648,12 @@ def report(run, everything, vgg16):
 def evaluate(args):
     """evaluate --run runs/chair: measure again; --generated DIR --real NPZ: clips of other software"""
     if args.run:
+        if args.generated or args.real:
+            raise DataError("evaluate takes either --run, or --generated and --real")
         run = load(args.run, args.device)
-        vgg16 = load_vgg16(args.vgg16, run.model.z_s.z.device)
-        return report(run, clips_of_run(run, args.dataset), vgg16)
+        everything = clips_of_run(run, args.dataset)
+        run = replace(run, folder=Path(args.out or run.folder))
+        return report(run, everything, load_vgg16(args.vgg16, run.model.z_s.z.device))
     if not (args.generated and args.real):
         raise DataError("evaluate needs --run DIR, or both --generated DIR and --real NPZ")
     device = choose_device(args.device)
@@ -1729,7 +1745,7 @@ def parse(argv):
         if action in (sample, exchange, interpolate, encode):
             add("--fps", type=between(0.1, 1000, float), help="frames a second (default: as the set, or 8)")
         if action in (evaluate, sample):
-            add("--dataset", help="the clips of the run, if they were moved")
+            add("--dataset", help="the clips of the run, if they were moved (sample: for gaussian)")
         if action is train:
             add("--resume", action="store_true", help="go on in --out; with more --steps, beyond the end")
             add("--checkpoint-every", type=between(0, 1e9, float), default=20, metavar="SECONDS", help="(20)")
@@ -1738,7 +1754,7 @@ def parse(argv):
             add("--static", nargs="+", metavar="NAME", help="who: names or numbers of rows (default: all)")
             add("--transient", nargs="+", metavar="NAME", help="does what (default: all)")
             add("--prior", choices=("dictionary", "unseen", "gaussian"), default="dictionary",
-                help="all pairs; pairs that training never saw; new static codes")
+                help="pairs of learned codes; only pairs that training never saw; new static codes")
             add("--seed", type=between(0), default=0, help="of the random draw (default: 0)")
             add("--save", choices=data_prep.CLIP_SUFFIXES, help="also a file a clip; old files stay")
             add("--scale", type=between(1, 16), metavar="N", help="side of a pixel (default: mp4 4, else 1)")
@@ -1751,7 +1767,8 @@ def parse(argv):
         elif action is encode:
             add("--input", metavar="CLIP", required=True, help="video, GIF, strip, folder of frames, npz")
         elif action is evaluate:
-            add("--generated", metavar="DIR", help="clips that other software made, a folder or an .npz")
+            add("--generated", metavar="DIR", help="clips that other software made, a folder or an .npz; "
+                "they are resized to the size of --real")
             add("--real", metavar="NPZ", help="the prepared set that they are compared with")
         elif action is ablate:
             add("--seeds", default=1, **count, help="how many (default: 1)")
@@ -1766,7 +1783,7 @@ def parse(argv):
     return args
 
 def main(argv=None):
-    """The command line -> exit status: 0, 2 after an error, 130 after Ctrl-C."""
+    """The command line -> exit status: 0, 2 after an error, 130 after Ctrl-C, 143 after SIGTERM."""
     keep_freed_memory()
     try:
         args = parse(sys.argv[1:] if argv is None else argv)

@@ -56,7 +56,7 @@ def use_triton(operation, device, not_covered):
     """Whether the operation runs in Triton.
 
     not_covered: None, or the property of the input that the kernel does not cover. The first CUDA tensor that
-    PyTorch computes for this reason prints one line on standard error. Raises RuntimeError (NAV_KERNELS).
+    PyTorch computes, for any reason, prints one line on standard error. Raises RuntimeError (NAV_KERNELS).
     """
     reason = _reason_for_torch(device)
     if reason is None and not_covered:

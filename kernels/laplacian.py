@@ -54,7 +54,7 @@ def plain_laplacian(pred, target, levels=4):
         loss = loss + band.abs().mean((1, 2, 3))
         g = F.avg_pool2d(blurred, 2)
     residual = g.abs().mean((1, 2, 3))
-    return (loss + residual).float()
+    return (loss + residual).to(torch.promote_types(pred.dtype, torch.float32))
 
 # ---- torch: the path on a CPU ------------------------------------------------------------------------------
 

@@ -34,7 +34,8 @@ def plain_triplet(codes, margin=2.0, radius=2):
     is_negative = apart > radius
     triplets = is_positive[:, :, None] & is_negative[:, None]  # (a, p, n)
     hinge = F.relu(d[:, :, :, None] - d[:, :, None] + margin)
-    return (hinge * triplets).float().sum((1, 2, 3)) / triplets.sum()
+    hinge = hinge.to(torch.promote_types(codes.dtype, torch.float32))
+    return (hinge * triplets).sum((1, 2, 3)) / triplets.sum()
 
 # ---- torch: the path on a CPU ------------------------------------------------------------------------------
 
