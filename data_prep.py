@@ -72,6 +72,11 @@ def printable(name, most=80):
     text = ascii(" ".join(str(name).split()))[1:-1].replace("\\\\", "\\")
     return text if len(text) <= most else text[: most - 3] + "..."
 
+def one_line(name):
+    """A name from outside -> a line, in which control characters and broken letters are escaped."""
+    line = " ".join(str(name).split())
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+
 def put(text, stream):
     """A line on standard output or error. A full or closed one ends no work and changes no exit status."""
     try:
@@ -178,7 +183,8 @@ def from_clips(clips, frames, names, static, transient, source, kind, rates=()):
     low, high = min(known, default=0), max(known, default=0)
     if high > 1.02 * low:
         say(f"{low:.3g} to {high:.3g} frames a second: --fps F makes them one")
-    fps = round(float(np.mean(known)), 3) if known and high <= 1.02 * low else 0.0
+    is_one = known and len(known) == len(rates) and high <= 1.02 * low
+    fps = round(float(np.mean(known)), 3) if is_one else 0.0
     return Clips(videos, *ids, *rows, list(names), source, kind, fps, full=full, length=length)
 
 def write_beside(path, write):
@@ -284,7 +290,7 @@ def load(path):
             check(min(length) >= L and sum(length) == len(arrays["full"]), "length", f"has clips of "
                   f"{min(length)} frames or more, {sum(length)} in all")
         for key in ("static_names", "transient_names", "names"):
-            arrays[key] = [printable(name, 1000) for name in arrays[key]]
+            arrays[key] = [one_line(name)[:1000] for name in arrays[key]]
         arrays["source"] = printable(arrays["source"], 200)
         arrays["kind"], arrays["how"] = (printable(arrays.get(key, ""), 2000) for key in ("kind", "how"))
         arrays["fps"] = float(arrays.get("fps", 0))
@@ -429,12 +435,14 @@ def write_samples(path, parts, static, transient, source, fps, save=None, scale=
     """K generated clips, from parts uint8 [k, L, H, W, 3], with K static and transient names -> an npz of
     videos, static, transient, names, fps and source, in bounded memory, and a file a clip of the type `save`
     in a folder of the npz's name. Returns the first 16 clips."""
-    seen = collections.Counter()
-    names = []
-    for name in map("_".join, zip(static, transient)):
-        name = re.sub("[^A-Za-z0-9_.+-]+", "-", name)
-        seen[name] += 1
-        names.append(f"{seen[name]}-{name}" if seen[name] > 1 else name)
+    names = {}  # in order; file names have at most 255 bytes, and no two may differ in case alone
+    letters = sys.getfilesystemencoding()
+    for pair in map("_".join, zip(static, transient)):
+        name = re.sub(r"[^\w.+-]+", "-", pair).encode(letters, "replace")[:150].decode(letters, "ignore")
+        numbered = (f"{k}-{name}" if k > 1 else name for k in itertools.count(1))
+        name = next(name for name in numbered if name.casefold() not in names)
+        names[name.casefold()] = name
+    names = list(names.values())
     folder = path.with_suffix("")
     folder.mkdir(exist_ok=True) if save else None
     shown = []
@@ -557,12 +565,15 @@ def file_frames(file, notes, trust, threads):
         file.seek(0)
         yield from video_frames(file, notes, trust, threads)
         return
-    if getattr(image, "is_animated", False):
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's photo with a preview
         stop = 0.0
         # An APNG's picture for old viewers is no frame.
         for index in range(1 if image.info.get("default_image") else 0, image.n_frames):
             image.seek(index)
             frame = to_rgb(image)  # before the duration: a WebP tells its duration once decoded
+            if image.format == "TIFF":  # pages have no times
+                yield lambda fit: fit(frame), None, None
+                continue
             seconds = (image.info.get("duration") or 100) / 1000
             stop += seconds
             yield lambda fit: fit(frame), seconds, stop
@@ -579,25 +590,49 @@ def file_frames(file, notes, trust, threads):
 # A number within a name: a sign unless the dash joins words, the digits, and a decimal fraction.
 NUMBER = re.compile("((?<![0-9A-Za-z])-)?([0-9]+)([.][0-9]+)?")
 
-def natural_key(name):
-    """Sorts frame2 before frame10, 0.05 before 0.1, and -2 before -1."""
-    parts = NUMBER.split(str(name))  # text, sign, digits, fraction, text, ...
-    key = []
-    for text, sign, digits, fraction in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4]):
-        digits = digits.lstrip("0")
-        number = (len(digits), digits, fraction or "")
-        if sign:  # the larger, the earlier
-            reverse = str.maketrans("0123456789", "9876543210")
-            number = (-len(digits), digits.translate(reverse), (fraction or "").translate(reverse) + "~")
-        key.append((text, not sign, number))
-    return [*key, (parts[-1],)]
+def numbers_in(name):
+    """A name -> [(text before, sign or "", digits, fraction with its dot or ""), ...], and the text after."""
+    parts = [part or "" for part in NUMBER.split(str(name))]
+    return list(zip(parts[::4], parts[1::4], parts[2::4], parts[3::4])), parts[-1]
+
+def natural_key(names):
+    """The key that sorts names (a function): frame2 before frame10, 0.05 before 0.1, -2 before -1.
+    A dash before the number of every name is no sign: walk--001, walk--002. Nor is .10 a decimal fraction
+    beside .9: v2.9, v2.10."""
+    places = itertools.zip_longest(*(numbers_in(name)[0] for name in names))  # first numbers, second numbers
+    is_sign, is_decimal = [], []  # of every place
+    for numbers in places:
+        numbers = [number for number in numbers if number]
+        fractions = [fraction for *_, fraction in numbers if fraction]
+        shortest = max(2, min(map(len, fractions), default=0))
+        is_sign.append(not all(sign for _, sign, _, _ in numbers))
+        is_decimal.append(not any(len(some) > shortest and some.endswith("0") for some in fractions))
+
+    def key(name):
+        numbers, rest = numbers_in(name)
+        keys = []
+        for place, (text, sign, digits, fraction) in enumerate(numbers):
+            digits = digits.lstrip("0")
+            fraction = fraction[1:] if is_decimal[place] else fraction[1:].lstrip("0")
+            length = 0 if is_decimal[place] else len(fraction)
+            number = (len(digits), digits, length, fraction)
+            is_negative = bool(sign) and is_sign[place]
+            if is_negative:  # the larger, the earlier
+                reverse = str.maketrans("0123456789", "9876543210")
+                number = (-len(digits), digits.translate(reverse), -length, fraction.translate(reverse) + "~")
+            keys.append((text, not is_negative, number))
+        return [*keys, (rest,)]
+    return key
 
 def listing(folder, suffixes, notes):
     """The folders in a folder, and the files with a suffix of `suffixes`, in natural order. OSError."""
     found = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: natural_key(entry.name)):
+    entries = {entry.name: entry for entry in os.scandir(folder)}
+    for entry in map(entries.get, sorted(entries, key=natural_key(entries))):
         if entry.is_symlink():
             note(notes, "skipped", "a link, which is not followed", entry.path)
+        elif entry.name.lower().endswith((".npy", ".npz")):
+            note(notes, "skipped", "arrays are read where their files are named, as PATH/*.npy", entry.path)
         elif entry.name.startswith(".") or not (entry.is_dir() or entry.name.lower().endswith(suffixes)):
             note(notes, "skipped", "hidden, or no clip by its name", entry.path)
         else:
@@ -782,26 +817,28 @@ def to_sdr(picture, transfer):
     return (255 * srgb).round().astype(np.uint8)
 
 # ---- Many clips: trees of folders, and arrays ------------------------------------------------------------
-def find_clips(path, notes, above=""):
+def find_clips(path, notes, least=1, above=""):
     """Yield (name, path) of the clips of a path: a file, a folder of frames, or a folder of such files and
-    folders at any depth. A clip within a folder is named folder_clip. Raises OSError."""
+    folders at any depth. A clip within a folder is named folder_clip. least: as read_clip. Raises OSError."""
     entries = listing(path, STILL + MOVING, notes) if os.path.isdir(path) else []
-    if not entries or is_frames(entries, above):
+    if not entries or is_frames(entries, least, above):
         yield above or Path(path).stem, str(path)
         return
     for entry in entries:
         name = entry.name if entry.is_dir() else Path(entry.name).stem
         name = f"{above}_{name}" if above else name
-        yield from find_clips(entry.path, notes, name) if entry.is_dir() else [(name, entry.path)]
+        yield from find_clips(entry.path, notes, least, name) if entry.is_dir() else [(name, entry.path)]
 
-def is_frames(entries, above):
-    """Whether the entries of a folder are frames: stills, and at the top of a tree no strips."""
+def is_frames(entries, least, above):
+    """Whether the entries of a folder are frames: stills, and at the top of a tree no strips of squares."""
     if not all(entry.is_file() and entry.name.lower().endswith(STILL) for entry in entries):
         return False
     with contextlib.suppress(Exception), Image.open(entries[0].path, formats=DECODERS) as first:
-        wide, high = sorted(first.size)
-        is_clip = getattr(first, "is_animated", False) or high > wide and high % wide == 0
-        return bool(above) or not is_clip and len(entries) > 1
+        if getattr(first, "is_animated", False) and first.format != "MPO":
+            return False
+        short, long = sorted(first.size)
+        is_strip = long > short and long % short == 0 and long // short >= least
+        return bool(above) or not is_strip and len(entries) > 1
     return bool(above)
 
 def array_clips(path, axes, notes):
@@ -825,17 +862,27 @@ def array_clips(path, axes, notes):
             kind = "uint8" if array.dtype == np.uint8 else floats
             note(notes, "read", f"as {order}, {kind}", f"{key} {array.shape}")
         if array.shape[1] > MAX_FRAMES or array.shape[-1] not in (1, 3):
-            raise DataError(f"{key}: {array.shape} as N, T, H, W, C: --axes names the axes, as TNHW")
+            raise DataError(f"{key}: {array.shape} as N, T, H, W, C: 1 or 3 colours expected; --axes names "
+                            "the axes, as TNHW")
         for k, clip in enumerate(array):
             name = names[k] if names else f"{key}{k:04d}" if "N" in order else key
             yield str(name), partial(to_bytes, clip, low)
 
 def guess_axes(shape):
-    """The letters of an array's axes, "" for none: channels are the last axis or the axis before H, W."""
-    last = len(shape) > 3 and shape[-1] in (1, 3)
-    before = len(shape) > 3 and shape[-3] in (1, 3)
-    return {3: "THW", 4: "THWC" if last else "TCHW" if before else "NTHW",
-            5: "NTHWC" if last else "NTCHW" if before else ""}.get(len(shape), "")
+    """The letters of an array's axes, "" for none: 1 or 3 channels are the last axis, else the axis before H
+    and W, else 3 channels are the axis before T."""
+    if len(shape) not in (3, 4, 5):
+        return ""
+    if len(shape) == 3:
+        return "THW"
+    clips = "N" * (len(shape) - 4)
+    if shape[-1] in (1, 3, 4):  # 4, with transparency: array_clips refuses it
+        return clips + "THWC"
+    if shape[-3] in (1, 3):
+        return clips + "TCHW"
+    if shape[-4] == 3:
+        return clips + "CTHW"
+    return "" if clips else "NTHW"
 
 def to_bytes(clip, low):
     """uint8 or float [T, H, W, 1 or 3], from -1 on if `low` is negative -> uint8 [T, H, W, 3]."""
@@ -863,7 +910,7 @@ def read_clips(paths, notes, least=1, most=MAX_FRAMES, workers=1, axes=None, **h
             with reading(path, "not a whole npy or npz"):
                 jobs += array_clips(path, axes, notes)
         elif os.path.isdir(path) or str(path).lower().endswith(STILL + MOVING) and os.path.isfile(path):
-            jobs += find_clips(path, notes)
+            jobs += find_clips(path, notes, least)
         else:
             raise DataError(f"{printable(path)}: no clips and no folder of clips: unpack an archive first")
     if how.get("size"):
@@ -1099,7 +1146,8 @@ def members(source, notes):
     is_path = isinstance(source, Path)
     with reading(source, "the rest of the archive is damaged", notes):
         if is_path and source.is_dir():
-            for path in sorted(source.rglob("*"), key=natural_key):
+            paths = list(source.rglob("*"))
+            for path in sorted(paths, key=natural_key(paths)):
                 is_link = path.is_symlink()
                 is_file = path.is_file() and not is_link
                 if (is_link or not path.is_dir()) and is_usable(path, is_file, path.lstat().st_size):
@@ -1228,7 +1276,8 @@ def golf(options, notes):
     for any_video, name in itertools.product((False, True), list(spare)):
         if name in spare and (any_video or video_of(name) not in map(video_of, clips)):
             clips[name] = spare.pop(name)
-    order = sorted(list(clips)[: options.clips], key=natural_key)
+    names = list(clips)[: options.clips]
+    order = sorted(names, key=natural_key(names))
     return from_clips([clips.pop(name) for name in order], options.frames, order, order, order,
                       f"golf scenes, {source}", "golf")
 
@@ -1254,8 +1303,9 @@ def folder(options, notes):
     pattern = options.pattern or (LAST_UNDERSCORE if options.grid else "(?P<static>.*)(?P<transient>)")
     cells = {}  # {(static, transient): the name of their clip}
     for name in clips:
-        match = re.search(pattern, name)
-        cell = (match["static"], match["transient"] if options.grid else name) if match else None
+        line = one_line(name)
+        match = re.search(pattern, line)
+        cell = (match["static"], match["transient"] if options.grid else line) if match else None
         if cell is None or "" in cell:
             note(notes, "skipped", "its name has no static and transient part for --grid or --pattern", name)
         elif cell in cells:
@@ -1272,8 +1322,8 @@ def folder(options, notes):
             if len(names) < 2:
                 raise DataError(f"--grid: all clips have the {kind} name {names[0]}; --pattern finds others")
         say(f"{len(cells)} of {len(axes[0]) * len(axes[1])} cells are filled")
-    rows = [[printable(text, 1000) for text in texts] for texts in (cells.values(), *zip(*cells))]
-    return from_clips([clips.pop(name) for name in cells.values()], options.frames, *rows,
+    names = [one_line(name) for name in cells.values()]
+    return from_clips([clips.pop(name) for name in cells.values()], options.frames, names, *zip(*cells),
                       f"clips of {printable(Path(options.source[0]).resolve().name)}", "own",
                       [rates[name] for name in cells.values()])
 

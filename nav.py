@@ -647,7 +647,7 @@ def interpolate(args):
     """interpolate --run runs/weizmann --clip 3: Fig. 7, frames between two or all frames of a clip"""
     run = load(args.run, args.device)
     data, L = run.data, run.data["frames"]
-    a, b = args.frames
+    a, b = args.frames or (2, min(5, L))
     ends, K = [a - 1, b - 1], args.between
     if args.fps_factor:
         ends, K = list(range(L)), args.fps_factor - 1
@@ -1158,12 +1158,17 @@ def encode(args):
     s, size = run.settings, run.data["size"]
     count = (run.data["frames"] - 1) * s.every + 1
     if args.input.lower().endswith((".npz", ".npy")):
-        clips = list(data_prep.read_clips([args.input], [], count, count, size=size)[0].values())
+        clips = list(data_prep.read_clips([args.input], [], count, size=size)[0].values())
     else:
-        clips = [data_prep.read_clip(args.input, count, count, size, **run.data["reading"])[0]]
+        how = dict(run.data["reading"])
+        if how["fps"] and os.path.isdir(args.input):
+            say(f"{args.input}: a folder has no times, taken as frames of {how.pop('fps'):g} a second")
+        clips = [data_prep.read_clip(args.input, count, count + 1, size, **how)[0]]
     if len(clips) != 1:
         raise DataError(f"--input {args.input}: {len(clips)} clips of {count} frames there, 1 expected")
-    real = clips[0][::s.every]
+    if len(clips[0]) > count:
+        say(f"{args.input} is longer: encoded are its first {count} frames")
+    real = clips[0][:count:s.every]
     found = run.encode(real)
     both = np.stack([real, found["video"]])
     path = show(args.out or run.folder, "encoded", run.data, both, data_prep.side_by_side(both),
@@ -1346,7 +1351,12 @@ class Run:
         return self.clips([static], [transient])[0]
 
     def encode(self, video):
-        """A clip -> dict(z_s [D_s], z_t [L, D_t], label: row of its first codes, video: from these codes)."""
+        """A clip, uint8 [L, H, W, 3] -> dict(z_s [D_s], z_t [L, D_t], label: row of its first codes, video:
+        from these codes). Raises DataError."""
+        shape = (self.data["frames"], self.data["size"], self.data["size"], 3)
+        video = np.asarray(video)
+        if video.shape != shape or video.dtype != np.uint8:
+            raise DataError(f"a clip of {video.dtype} {video.shape}: uint8 {shape} expected")
         codes = find_codes(self.model, self.settings, torch.from_numpy(np.ascontiguousarray(video))[None])
         clip = videos_of(self.model, *codes)[0].cpu().numpy()
         z_s, z_t, label = (code[0].cpu() for code in codes)
@@ -1658,16 +1668,23 @@ def evaluate(args):
         raise DataError("evaluate needs --run DIR, or both --generated DIR and --real NPZ")
     device = choose_device(args.device)
     vgg16 = load_vgg16(args.vgg16, device)
-    real = data_prep.load(args.real)
+    path = data_prep.data_path(args.real)
+    if not path.is_file():
+        raise DataError(f"--real {args.real}: no such file; data_prep.py prepares sets")
+    real = data_prep.load(path)
     L, size = real.videos.shape[1:3]
     generated = Path(args.generated)
-    if (generated / "checkpoint.pt").is_file():  # a run: its samples, and no pictures of many clips
-        generated = next(generated.glob("samples*.npz"), generated / "samples.npz")
+    is_run = (generated / "checkpoint.pt").is_file()
+    # Samples of ours: the clips, and no pictures of many clips.
+    generated = next(generated.glob("samples*.npz"), generated / "samples.npz" if is_run else generated)
     notes = []
     found, _ = data_prep.read_clips([generated], notes, L, size=size)
     data_prep.report(notes)
     if not found:
         raise DataError(f"--generated {args.generated}: no clip of {L} frames or more there")
+    longer = sum(len(clip) > L for clip in found.values())
+    if longer:
+        say(f"{longer} generated clips are longer: only their first {L} frames count")
     generated = np.stack([clip[:L] for clip in found.values()])
     generated, real_videos = (torch.from_numpy(v).to(device) for v in (generated, real.videos))
     measured = scores(generated.split(16), real_videos, *vgg16)
@@ -1729,7 +1746,8 @@ def parse(argv):
     count = dict(type=between(1), metavar="K")
     for action in ACTIONS:
         parser = subparsers.add_parser(action.__name__, description=action.__doc__, formatter_class=wide,
-                                       usage=f"python nav.py {action.__name__} [options]", allow_abbrev=False)
+                                       prog=f"python nav.py {action.__name__}", allow_abbrev=False,
+                                       usage=f"python nav.py {action.__name__} [options]")
         parser.set_defaults(action=action, dataset=None)
         add = parser.add_argument
         add("--out", metavar="DIR", help="where to write (default: runs/NAME, or --run)")
@@ -1756,11 +1774,11 @@ def parse(argv):
             add("--prior", choices=("dictionary", "unseen", "gaussian"), default="dictionary",
                 help="pairs of learned codes; only pairs that training never saw; new static codes")
             add("--seed", type=between(0), default=0, help="of the random draw (default: 0)")
-            add("--save", choices=data_prep.CLIP_SUFFIXES, help="also a file a clip; old files stay")
+            add("--save", choices=data_prep.CLIP_SUFFIXES, help="also a file a clip; other files stay")
             add("--scale", type=between(1, 16), metavar="N", help="side of a pixel (default: mp4 4, else 1)")
         elif action is interpolate:
             add("--clip", type=between(0), default=0, metavar="J", help="number of the clip, from 0")
-            add("--frames", type=int, nargs=2, default=(2, 5), metavar=("A", "B"), help="from 1 (2 5)")
+            add("--frames", type=int, nargs=2, metavar=("A", "B"), help="from 1 (2 5)")
             add("--between", default=3, **count, help="frames between them (default: 3)")
             add("--on", choices="rz", default="r", help="the line's ends: outputs of R (r), codes (z)")
             add("--fps-factor", type=between(2), metavar="K", help="the whole clip at K times its frames")

@@ -845,6 +845,9 @@ def test_samples_leave_as_arrays_and_files(grid_run, monkeypatch):
     run_ok(*evaluate, "--generated", "out/samples.npz")
     inside = nav.scores([torch.from_numpy(expected)], torch.from_numpy(grid.videos), None, None)
     assert read_json("e/metrics.json")["fcs"] == inside["fcs"]
+    run_ok(*evaluate, "--generated", "out")  # the same clips, and not the sheet of all of them
+    assert read_json("e/metrics.json")["fcs"] == inside["fcs"]
+    assert "no such file" in run_error(*evaluate[:4], "none", "--generated", "out")
     shutil.copytree(folder, "whole")
     run_ok(*evaluate, "--generated", "whole")  # its samples.npz, and no pictures of many clips
     assert read_json("e/metrics.json")["videos"] == len(np.load("whole/samples.npz")["videos"])
@@ -855,6 +858,9 @@ def test_samples_leave_as_arrays_and_files(grid_run, monkeypatch):
     assert np.array_equal(again.videos, expected) and again.transient_names == ["t0", "t2"]
     assert "nearest: t2" in run_error(*sample, "--transient", "t22")
     assert "0 to 2" in run_error(*sample, "--static", 3)
+    for wrong in (grid.videos[0] / 255, grid.videos[0][:5], grid.videos[0][:, 1:]):
+        with pytest.raises(DataError, match="expected"):
+            loaded.encode(wrong)
     codes = loaded.encode(grid.videos[0])
     assert codes["video"].shape == grid.videos[0].shape and codes["z_t"].shape == (6, 200)
 
@@ -1698,7 +1704,7 @@ def test_folder_reads_arrays_and_crops_the_middle():
         data_prep.write_clip(long, f"long/{'x' * 80}{k}.gif")  # alike up to their ends
     assert len(prepared("folder", "long", "--name", "l", out="two").static_names) == 2
     names = ["a1", "a02", "a10", "a" + "9" * 5000]
-    assert sorted(reversed(names), key=data_prep.natural_key) == names
+    assert sorted(reversed(names), key=data_prep.natural_key(names)) == names
 
 def jitter(count):
     """A phone's 30 frames a second on a clock of 90 kHz: times are off by about half a millisecond."""
@@ -1864,7 +1870,10 @@ def test_the_best_stream_is_read_and_no_cover():
 
 def test_frames_come_in_numeric_order_and_two_series_are_refused():
     names = ["-2", "-1.5", "-1", "0.05", "0.1", "0.15", "2", "10", "clip-1", "clip-2", "clip-10"]
-    assert sorted(reversed(names), key=data_prep.natural_key) == names
+    assert sorted(reversed(names), key=data_prep.natural_key(names)) == names
+    for pattern in ("walk--{:03}", "walk -{}", "Q3x_-{:04}", "v2.{}", "shot010.{}", "1.{}-a", "take 3 -{}.5"):
+        names = [pattern.format(k) for k in range(1, 21)]
+        assert sorted(reversed(names), key=data_prep.natural_key(names)) == names
     Path("a").mkdir()
     for k, picture in enumerate(numbered(6)):
         Image.fromarray(picture).save(f"a/{k * 0.05:.2f}.png")
@@ -1874,10 +1883,63 @@ def test_frames_come_in_numeric_order_and_two_series_are_refused():
     with pytest.raises(DataError, match="two series, # and #_mask"):
         read_clip("a")
 
+@pytest.mark.parametrize("kind, count", [("moving", 20), ("photos", 1), ("wide", 1), ("strips", 20)])
+def test_a_folder_holds_frames_or_clips(kind, count):
+    """Animated PNGs are clips in any folder. A phone's photos with a preview inside (MPO) are frames, and so
+    are pictures of 2:1, unless they hold enough squares for a clip."""
+    for folder in ("a", "b/c"):
+        Path(folder).mkdir(parents=True)
+        for k, picture in enumerate(numbered(20, 64, 256 if kind in ("wide", "strips") else 64)):
+            if kind == "moving":
+                write_moving(f"{folder}/{k:03}.png", numbered(5))
+            elif kind == "photos":
+                photo = Image.fromarray(picture)
+                photo.save(f"{folder}/{k:03}.jpg", "MPO", save_all=True, append_images=[photo], quality=95)
+            else:
+                Image.fromarray(picture).save(f"{folder}/{k:03}.png")
+    least = 4 if kind == "strips" else 5
+    clips, _ = data_prep.read_clips(["a"], [], least)
+    assert len(clips) == count and (count > 1 or numbers(*clips.values()) == list(range(20)))
+    clips, _ = data_prep.read_clips(["b"], [], least)
+    assert len(clips) == (20 if kind == "moving" else 1)
+
+def test_a_rate_is_known_for_all_clips_or_for_none():
+    """Pages of a TIFF and frames in a folder have no times."""
+    Path("in/frames").mkdir(parents=True)
+    pages = [Image.fromarray(picture) for picture in numbered(5)]
+    pages[0].save("in/pages.tiff", save_all=True, append_images=pages[1:])
+    for k, page in enumerate(pages):
+        page.save(f"in/frames/{k}.png")
+    command = ["folder", "in", "--name", "x", "--frames", 5, "--size", 64]
+    clips = prepared(*command, out="out")
+    assert len(clips.names) == 2 and clips.fps == 0
+    whole = prepared(*command, "--no-crop", out="two")
+    assert all(numbers(video) == [0, 1, 2, 3, 4] for video in whole.videos)
+    write_video("in/a.mp4", numbered(5), rate=10)
+    assert prepared(*command, out="three").fps == 0
+    assert prepared("folder", "in/a.mp4", *command[2:], out="four").fps == 10
+
+def test_names_keep_their_letters_and_clips_their_files():
+    """Two names that differ in spaces alone are one; files of long and equal names do not replace others."""
+    Path("in").mkdir()
+    for name in ("\u30a2\u30f3\u30ca_\u6b69\u304f", "J\u00fcrgen_l\u00e4uft", "a  b_c", "a b_c",
+                 "bell\a_\x9b", "y" * 200 + "_z"):
+        data_prep.write_clip(numbered(5), f"in/{name}.gif")
+    clips = prepared("folder", "in", "--name", "x", "--frames", 5, "--grid")
+    assert {"\u30a2\u30f3\u30ca", "J\u00fcrgen", "a b", "bell\\x07"} < set(clips.static_names)
+    assert len(clips.names) == 5 and len(set(clips.names)) == 5
+    statics = ["anna", "anna", "2-anna", "ANNA", "\u30a2" * 100, "\u30a2" * 100]
+    data_prep.write_samples(Path("s.npz"), [numbered(3)[None]] * 6, statics, ["run"] * 6, "", 8, "png")
+    names = np.load("s.npz")["names"].tolist()
+    assert names[:4] == ["anna_run", "2-anna_run", "2-2-anna_run", "3-ANNA_run"]
+    assert {path.name for path in Path("s").iterdir()} == {f"{name}.png" for name in names}
+
 @pytest.mark.parametrize("array, axes, count, assumed", [
     (numbered(12)[None].repeat(3, 0), [], 3, ""),
     (numbered(12).transpose(0, 3, 1, 2)[None], [], 1, "as NTCHW, uint8"),
     (numbered(12)[..., 0][None].repeat(2, 0), [], 2, "as NTHW, uint8"),
+    (numbered(12).transpose(3, 0, 1, 2), [], 1, "as CTHW, uint8"),
+    (numbered(12).transpose(3, 0, 1, 2)[None], [], 1, "as NCTHW, uint8"),
     (numbered(12)[..., 0][:, None].repeat(5, 1), ["--axes", "TNHW"], 5, "as TNHW, uint8"),
     (numbered(12)[None] / 255, [], 1, "as NTHWC, floats in [0, 1]"),
     ((numbered(12)[None] / 127.5 - 1).astype(np.float32), [], 1, "as NTHWC, floats in [-1, 1]")])
@@ -1889,6 +1951,12 @@ def test_arrays_of_every_order_and_kind(array, axes, count, assumed):
     assert status == 0 and len(clips.names) == count and assumed in said
     assert all(numbers(video) == list(range(12)) for video in clips.videos)
     np.savez("b.npz", a=np.zeros((4, 5)), b=array.astype(int) if assumed == "" else np.zeros(3))
+    rgba = np.concatenate([numbered(12), numbered(12)[..., :1]], 3)
+    np.save("c.npy", rgba)
+    assert "1 or 3 colours" in run_error("folder", "c.npy", "--name", "c", main=data_prep.main)
+    Path("in").mkdir()
+    os.rename("c.npy", "in/c.npy")
+    assert "PATH/*.npy" in run("folder", "in", "--name", "c", main=data_prep.main)[1]
     line = run("folder", "b.npz", "--name", "b", main=data_prep.main)[1]
     assert "--axes" in line and "float64 (4, 5)" in line
 
@@ -2012,7 +2080,7 @@ def test_outside_names_are_printed_on_any_terminal():
     process = popen("folder", source, "--name", "x", script="data_prep.py", env=ascii_alone)
     assert "3 clips" in process.communicate()[0] and process.returncode == 0
     clips = data_prep.load("data/x.npz")
-    assert len(set(clips.names)) == 3 and all(name.isascii() for name in [*clips.names, clips.source])
+    assert {*clips.names} == {"1\u00b23", "\u24601", "\\udce9"} and clips.source.isascii()
 
 @pytest.mark.parametrize("arguments", [
     "folder missing --name x", "folder . --name ../x", "folder .", "what", "chair --source file", "draw golf",
