@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import unicodedata
 import uuid
 import warnings
 import zipfile
@@ -338,20 +339,27 @@ def take_folder(folder, keep, say):
     return lock
 
 # ---- Pictures and clips out ------------------------------------------------------------------------------
+def drawable(text):
+    """A text in letters that the font has: without accents, and other scripts escaped."""
+    letters = unicodedata.normalize("NFKD", text)
+    letters = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return letters.encode("ascii", "backslashreplace").decode()
+
 def draw_sheet(rows, gap=2, frames=None, row_labels=None, column_labels=None, title=""):
     """A grid of pictures with a title, as a PIL image. rows: uint8 [R, K, H, W, 3], or lists of equal images
     [H, W, 3]. frames: [R][K] of a colour or None, drawn around single cells. row_labels: short texts, also of
     two lines; column_labels: short texts."""
     high, wide = rows[0][0].shape[:2]
     font = ImageFont.load_default(12)
-    lines = [line for text in row_labels or [] for line in text.split("\n")]
+    row_labels, column_labels = (list(map(drawable, texts or ())) for texts in (row_labels, column_labels))
+    lines = [line for text in row_labels for line in text.split("\n")]
     left = gap + max([int(font.getlength(line)) + 6 for line in lines], default=0)
     labels_top = gap + 18 * bool(title)
     top = labels_top + 18 * bool(column_labels)
     size = (left + max(map(len, rows)) * (wide + gap), top + len(rows) * (high + gap))
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((3, 9), title, "black", font, anchor="lm")
+    draw.text((3, 9), drawable(title), "black", font, anchor="lm")
     for r, row in enumerate(rows):
         y = top + r * (high + gap)
         if row_labels:
@@ -362,7 +370,7 @@ def draw_sheet(rows, gap=2, frames=None, row_labels=None, column_labels=None, ti
             if frames is not None and frames[r][k] is not None:
                 around = (x - gap, y - gap, x + wide + gap - 1, y + high + gap - 1)
                 draw.rectangle(around, None, frames[r][k], gap)
-    for k, text in enumerate(column_labels or []):
+    for k, text in enumerate(column_labels):
         draw.text((left + k * (wide + gap) + wide // 2, labels_top + 9), text, "black", font, anchor="mm")
     return picture
 

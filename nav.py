@@ -1750,7 +1750,8 @@ def parse(argv):
                                        usage=f"python nav.py {action.__name__} [options]")
         parser.set_defaults(action=action, dataset=None)
         add = parser.add_argument
-        add("--out", metavar="DIR", help="where to write (default: runs/NAME, or --run)")
+        if action is not bench:
+            add("--out", metavar="DIR", help="where to write (runs/NAME, runs/ablation-NAME, or --run)")
         add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: auto)")
         if action in (train, ablate, bench):
             add("--dataset", help="chair (the default), weizmann, golf, NAME (data/NAME.npz), or PATH.npz")

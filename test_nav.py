@@ -1928,6 +1928,8 @@ def test_names_keep_their_letters_and_clips_their_files():
     clips = prepared("folder", "in", "--name", "x", "--frames", 5, "--grid")
     assert {"\u30a2\u30f3\u30ca", "J\u00fcrgen", "a b", "bell\\x07"} < set(clips.static_names)
     assert len(clips.names) == 5 and len(set(clips.names)) == 5
+    sheets = [data_prep.draw_sheet(clips.videos[:1], row_labels=[name]) for name in ("J\u00fcrgen", "Jurgen")]
+    assert sheets[0] == sheets[1]  # the font has no accents
     statics = ["anna", "anna", "2-anna", "ANNA", "\u30a2" * 100, "\u30a2" * 100]
     data_prep.write_samples(Path("s.npz"), [numbered(3)[None]] * 6, statics, ["run"] * 6, "", 8, "png")
     names = np.load("s.npz")["names"].tolist()
