@@ -19,7 +19,7 @@ makes frame i of [z_s ; r_i], and Eq. 6 fits codes, R and G together. Where the 
     App. B     optimisers           Dictionary.update, adam      Fig. 7    interpolation   interpolate, line
 
 Shapes: N clips have L frames of H x W. A step takes B clips, with n rows of z_s and n' rows of z_t, and T
-frames of each clip, M = B T frames in all. With several processes, process RANK of WORLD renders B' of them.
+frames of each clip, M = B T frames in all. Process RANK of WORLD renders B' of the B clips.
 """
 import signal
 
