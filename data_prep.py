@@ -581,10 +581,10 @@ def file_frames(file, notes, trust, threads):
             frame = to_rgb(image)  # before the duration: a WebP tells its duration once decoded
             if image.format == "TIFF":  # pages have no times
                 yield lambda fit: fit(frame), None, None
-                continue
-            seconds = (image.info.get("duration") or 100) / 1000
-            stop += seconds
-            yield lambda fit: fit(frame), seconds, stop
+            else:
+                seconds = (image.info.get("duration") or 100) / 1000
+                stop += seconds
+                yield lambda fit: fit(frame), seconds, stop
         return
     strip = to_rgb(image)
     wide, high = strip.size

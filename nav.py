@@ -1466,15 +1466,13 @@ def prepare_again(args, out):
     the run; more --steps go on beyond its end. Raises DataError."""
     kept = read_checkpoint(out)
     before, data = kept["settings"], kept["data"]
-    where = f"--resume: {out}/checkpoint.pt was made with"
-    if args.clips not in (None, data["requested_clips"]):
-        raise DataError(f"{where} --clips {data['requested_clips']}: leave it out, or give another --out")
-    asked = {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name) is not None}
+    was = asdict(before) | dict(clips=data["requested_clips"])
+    asked = {name: getattr(args, name) for name in was if getattr(args, name) is not None}
     for name, value in asked.items():
-        was = getattr(before, name)
-        if value != was and (name != "steps" or value < was):
-            raise DataError(f"{where} {name} {was}, not {value}: leave it out, or give another --out")
-    s = replace(before, **asked)
+        if value != was[name] and (name != "steps" or value < was[name]):
+            raise DataError(f"--resume: {out}/checkpoint.pt was made with {name} {was[name]}, not {value}: "
+                            "leave it out, or give another --out")
+    s = replace(before, steps=asked.get("steps", before.steps))
     if s.steps > before.steps and s.recipe == "fast":
         say(f"{before.steps} steps become {s.steps}: from step {kept['steps_done']} on, rates are of so many")
     path = args.dataset and data_prep.data_path(args.dataset)
