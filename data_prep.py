@@ -74,23 +74,27 @@ def printable(name, most=80):
     return text if len(text) <= most else text[: most - 3] + "..."
 
 def one_line(name):
-    """A name from outside -> a line, in which control characters and broken letters are escaped."""
-    line = " ".join(str(name).split())
+    """A name from outside -> a line, in which control characters and broken letters are escaped. Accents are
+    written in one way (NFC): file systems differ in it."""
+    line = unicodedata.normalize("NFC", " ".join(str(name).split()))
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 def put(text, stream):
-    """A line on standard output or error. A full or closed one ends no work and changes no exit status."""
+    """A line on standard output or error; letters that the terminal cannot show are escaped. A full or closed
+    stream ends no work and changes no exit status."""
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    text = str(text).encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(text, file=stream or io.StringIO(), flush=True)  # None: closed before the start
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 def say(text):
-    put(str(text).encode("ascii", "backslashreplace").decode(), sys.stdout)  # for any terminal
+    put(text, sys.stdout)
 
 def warn(text, script="nav"):
     """A line on standard error."""
-    put(f"{script}: {printable(text, 10**4)}", sys.stderr)
+    put(f"{script}: {one_line(text)[:10**4]}", sys.stderr)
 
 warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata: damaged pixels are errors
 
@@ -291,7 +295,7 @@ def load(path):
             check(min(length) >= L and sum(length) == len(arrays["full"]), "length", f"has clips of "
                   f"{min(length)} frames or more, {sum(length)} in all")
         for key in ("static_names", "transient_names", "names"):
-            arrays[key] = [one_line(name)[:1000] for name in arrays[key]]
+            arrays[key] = [one_line(name) for name in arrays[key]]
         arrays["source"] = printable(arrays["source"], 200)
         arrays["kind"], arrays["how"] = (printable(arrays.get(key, ""), 2000) for key in ("kind", "how"))
         arrays["fps"] = float(arrays.get("fps", 0))
@@ -339,16 +343,17 @@ def take_folder(folder, keep, say):
     return lock
 
 # ---- Pictures and clips out ------------------------------------------------------------------------------
-def drawable(text):
-    """A text in letters that the font has: without accents, and other scripts escaped."""
+def drawable(text, most=24):
+    """A text in letters that the font has, of at most so many a line: no accents, other scripts escaped."""
     letters = unicodedata.normalize("NFKD", text)
     letters = "".join(letter for letter in letters if not unicodedata.combining(letter))
-    return letters.encode("ascii", "backslashreplace").decode()
+    plain = letters.encode("ascii", "backslashreplace").decode()
+    return "\n".join(line[:most] for line in plain.split("\n"))
 
 def draw_sheet(rows, gap=2, frames=None, row_labels=None, column_labels=None, title=""):
     """A grid of pictures with a title, as a PIL image. rows: uint8 [R, K, H, W, 3], or lists of equal images
     [H, W, 3]. frames: [R][K] of a colour or None, drawn around single cells. row_labels: short texts, also of
-    two lines; column_labels: short texts."""
+    two lines; column_labels: short texts. Of a label's line 24 letters are shown."""
     high, wide = rows[0][0].shape[:2]
     font = ImageFont.load_default(12)
     row_labels, column_labels = (list(map(drawable, texts or ())) for texts in (row_labels, column_labels))
@@ -359,7 +364,7 @@ def draw_sheet(rows, gap=2, frames=None, row_labels=None, column_labels=None, ti
     size = (left + max(map(len, rows)) * (wide + gap), top + len(rows) * (high + gap))
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((3, 9), drawable(title), "black", font, anchor="lm")
+    draw.text((3, 9), drawable(title, 200), "black", font, anchor="lm")
     for r, row in enumerate(rows):
         y = top + r * (high + gap)
         if row_labels:
@@ -548,7 +553,7 @@ def clip_frames(source, notes, trust, threads):
     elif isinstance(source, bytes):
         yield from file_frames(io.BytesIO(source), notes, trust, threads)
     elif os.path.isdir(source):
-        paths = [entry.path for entry in listing(source, STILL, notes) if entry.is_file()]
+        paths = [entry.path for entry in listing(source, STILL, []) if entry.is_file()]
         check_one_series(paths)
         for path in paths:
             yield lambda fit: fit(open_rgb(path)), None, None
@@ -595,8 +600,8 @@ def file_frames(file, notes, trust, threads):
         for x in range(0, wide, side):
             yield lambda fit: fit(strip.crop((x, y, x + side, y + side))), None, None
 
-# A number within a name: a sign unless the dash joins words, the digits, and a decimal fraction.
-NUMBER = re.compile("((?<![0-9A-Za-z])-)?([0-9]+)([.][0-9]+)?")
+# A number within a name: a sign unless the dash follows a letter, digit or bracket, digits, and a fraction.
+NUMBER = re.compile(r"((?<![^\W_])(?<![)\]])-)?([0-9]+)([.][0-9]+)?")
 
 def numbers_in(name):
     """A name -> [(text before, sign or "", digits, fraction with its dot or ""), ...], and the text after."""
@@ -604,17 +609,22 @@ def numbers_in(name):
     return list(zip(parts[::4], parts[1::4], parts[2::4], parts[3::4])), parts[-1]
 
 def natural_key(names):
-    """The key that sorts names (a function): frame2 before frame10, 0.05 before 0.1, -2 before -1.
-    A dash before the number of every name is no sign: walk--001, walk--002. Nor is .10 a decimal fraction
-    beside .9: v2.9, v2.10."""
+    """The key that sorts names (a function): frame2 before frame10, 0.05 before 0.1, -2 before -1. How the
+    numbers at a place of all names are written says what their dash and their dot are."""
     places = itertools.zip_longest(*(numbers_in(name)[0] for name in names))  # first numbers, second numbers
     is_sign, is_decimal = [], []  # of every place
     for numbers in places:
         numbers = [number for number in numbers if number]
         fractions = [fraction for *_, fraction in numbers if fraction]
-        shortest = max(2, min(map(len, fractions), default=0))
-        is_sign.append(not all(sign for _, sign, _, _ in numbers))
-        is_decimal.append(not any(len(some) > shortest and some.endswith("0") for some in fractions))
+        # walk--001, walk -1: the dash of every name is no sign. t_-1, -1, -0.5: it is.
+        is_padded = any(digits.startswith("0") for _, _, digits, _ in numbers)
+        is_apart = all(text.endswith("_") or not text for text, _, _, _ in numbers)
+        is_sign.append(not all(sign for _, sign, _, _ in numbers) or bool(fractions)
+                       or is_apart and not is_padded)
+        # v2.9, v2.10: a number by itself. 0.9, 0.10, 0.05: a decimal fraction.
+        shortest = min(map(len, fractions), default=0)
+        is_longer = any(len(some) > max(2, shortest) and some.endswith("0") for some in fractions)
+        is_decimal.append(not is_longer or any(re.match("[.]0.", some) for some in fractions))
 
     def key(name):
         numbers, rest = numbers_in(name)
@@ -634,9 +644,8 @@ def natural_key(names):
 
 def listing(folder, suffixes, notes):
     """The folders in a folder, and the files with a suffix of `suffixes`, in natural order. OSError."""
-    found = []
-    entries = {entry.name: entry for entry in os.scandir(folder)}
-    for entry in map(entries.get, sorted(entries, key=natural_key(entries))):
+    found = {}  # {name, of a file without its suffix, and whole name: entry}
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.is_symlink():
             note(notes, "skipped", "a link, which is not followed", entry.path)
         elif entry.name.lower().endswith((".npy", ".npz")):
@@ -644,8 +653,10 @@ def listing(folder, suffixes, notes):
         elif entry.name.startswith(".") or not (entry.is_dir() or entry.name.lower().endswith(suffixes)):
             note(notes, "skipped", "hidden, or no clip by its name", entry.path)
         else:
-            found.append(entry)
-    return found
+            name = entry.name if entry.is_dir() else Path(entry.name).stem
+            found[name, entry.name] = entry
+    key = natural_key([name for name, _ in found])
+    return [found[names] for names in sorted(found, key=lambda names: (key(names[0]), names[1]))]
 
 def read_clip(source, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, fps=None, notes=None,
               threads=0):
@@ -838,14 +849,17 @@ def find_clips(path, notes, least=1, above=""):
         yield from find_clips(entry.path, notes, least, name) if entry.is_dir() else [(name, entry.path)]
 
 def is_frames(entries, least, above):
-    """Whether the entries of a folder are frames: stills, and at the top of a tree no strips of squares."""
+    """Whether the entries of a folder are frames: stills, and at the top of a tree no strips of squares.
+    least: as read_clip. A picture of 4:1 at most is no strip if it holds fewer squares."""
     if not all(entry.is_file() and entry.name.lower().endswith(STILL) for entry in entries):
         return False
     with contextlib.suppress(Exception), Image.open(entries[0].path, formats=DECODERS) as first:
-        if getattr(first, "is_animated", False) and first.format != "MPO":
+        # A TIFF and a photo (MPO) may hold a preview behind the picture.
+        fewest = least if first.format in ("TIFF", "MPO") else 2
+        if getattr(first, "n_frames", 1) >= fewest:
             return False
         short, long = sorted(first.size)
-        is_strip = long > short and long % short == 0 and long // short >= least
+        is_strip = long > short and long % short == 0 and long // short >= min(least, 5)
         return bool(above) or not is_strip and len(entries) > 1
     return bool(above)
 
@@ -858,9 +872,10 @@ def array_clips(path, axes, notes):
         order = axes or guess_axes(array.shape)
         low, high = (array.min(), array.max()) if array.size and array.dtype.kind == "f" else (0, 255)
         is_clip = set("THW") <= set(order) <= set("NTHWC") and len(order) == len(set(order)) == array.ndim
+        is_clip = is_clip and ("C" not in order or array.shape[order.index("C")] in (1, 3))
         if not is_clip or array.dtype != np.uint8 and not -1 <= low <= high <= 1 or array.size == 0:
-            note(notes, "skipped", "clips are uint8 or floats in [-1, 1]; --axes names the axes, as NTHWC or "
-                 "TNHW", f"{key}: {array.dtype} {array.shape}")
+            reason = "clips are uint8 or floats in [-1, 1], of 1 or 3 colours; --axes names axes, as NTHWC or TNHW"
+            note(notes, "skipped", reason, f"{key}: {array.dtype} {array.shape}")
             continue
         array = array.transpose([order.index(letter) for letter in "NTHWC" if letter in order])
         array = array if "N" in order else array[None]
@@ -868,10 +883,9 @@ def array_clips(path, axes, notes):
         if array.dtype != np.uint8 or order not in ("NTHWC", "THWC"):
             floats = "floats in [0, 1]" if low >= 0 else "floats in [-1, 1]"
             kind = "uint8" if array.dtype == np.uint8 else floats
-            note(notes, "read", f"as {order}, {kind}", f"{key} {array.shape}")
-        if array.shape[1] > MAX_FRAMES or array.shape[-1] not in (1, 3):
-            raise DataError(f"{key}: {array.shape} as N, T, H, W, C: 1 or 3 colours expected; --axes names "
-                            "the axes, as TNHW")
+            note(notes, "read", f"as {order}, {kind} (--axes names other axes)", f"{key} {array.shape}")
+        if array.shape[1] > MAX_FRAMES:
+            raise DataError(f"{key}: {array.shape} as N, T, H, W, C: --axes names the axes, as TNHW")
         for k, clip in enumerate(array):
             name = names[k] if names else f"{key}{k:04d}" if "N" in order else key
             yield str(name), partial(to_bytes, clip, low)
@@ -884,7 +898,7 @@ def guess_axes(shape):
     if len(shape) == 3:
         return "THW"
     clips = "N" * (len(shape) - 4)
-    if shape[-1] in (1, 3, 4):  # 4, with transparency: array_clips refuses it
+    if shape[-1] in (1, 3, 4):  # 4, with transparency: array_clips skips it
         return clips + "THWC"
     if shape[-3] in (1, 3):
         return clips + "TCHW"

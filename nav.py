@@ -526,8 +526,9 @@ def gaussian_codes(codes, count, rng):
 
 def row_of(names, wanted):
     """A name, or the number of a row from 0 -> the row. Raises DataError with the nearest names."""
-    if wanted in names:
-        return names.index(wanted)
+    name = data_prep.one_line(wanted)
+    if name in names:
+        return names.index(name)
     if str(wanted).isdecimal() and int(wanted) < len(names):
         return int(wanted)
     near = ", ".join(difflib.get_close_matches(str(wanted), names, 5, 0))
@@ -1157,10 +1158,13 @@ def encode(args):
     run = load(args.run, args.device)
     s, size = run.settings, run.data["size"]
     count = (run.data["frames"] - 1) * s.every + 1
+    how = dict(run.data["reading"])
     if args.input.lower().endswith((".npz", ".npy")):
-        clips = list(data_prep.read_clips([args.input], [], count, size=size)[0].values())
+        notes = []
+        found, _ = data_prep.read_clips([args.input], notes, count, size=size, crop=how["crop"])
+        data_prep.report(notes)
+        clips = list(found.values())
     else:
-        how = dict(run.data["reading"])
         if how["fps"] and os.path.isdir(args.input):
             say(f"{args.input}: a folder has no times, taken as frames of {how.pop('fps'):g} a second")
         clips = [data_prep.read_clip(args.input, count, count + 1, size, **how)[0]]
@@ -1675,9 +1679,12 @@ def evaluate(args):
     real = data_prep.load(path)
     L, size = real.videos.shape[1:3]
     generated = Path(args.generated)
-    is_run = (generated / "checkpoint.pt").is_file()
-    # Samples of ours: the clips, and no pictures of many clips.
-    generated = next(generated.glob("samples*.npz"), generated / "samples.npz" if is_run else generated)
+    # A folder of `sample`: the clips, and no pictures of many clips.
+    samples = generated / "samples-standin.npz"
+    samples = samples if samples.is_file() else generated / "samples.npz"
+    if samples.is_file() or (generated / "checkpoint.pt").is_file():
+        generated = samples
+        say(f"of {args.generated}, {samples.name} is scored")
     notes = []
     found, _ = data_prep.read_clips([generated], notes, L, size=size)
     data_prep.report(notes)
@@ -1785,7 +1792,8 @@ def parse(argv):
             add("--on", choices="rz", default="r", help="the line's ends: outputs of R (r), codes (z)")
             add("--fps-factor", type=between(2), metavar="K", help="the whole clip at K times its frames")
         elif action is encode:
-            add("--input", metavar="CLIP", required=True, help="video, GIF, strip, folder of frames, npz")
+            add("--input", metavar="CLIP", required=True, help="video, GIF, strip or folder of frames; "
+                "npy, npz: one clip, at the run's frame rate")
         elif action is evaluate:
             add("--generated", metavar="DIR", help="clips that other software made, a folder or an .npz; "
                 "they are resized to the size of --real")

@@ -1871,9 +1871,20 @@ def test_the_best_stream_is_read_and_no_cover():
 def test_frames_come_in_numeric_order_and_two_series_are_refused():
     names = ["-2", "-1.5", "-1", "0.05", "0.1", "0.15", "2", "10", "clip-1", "clip-2", "clip-10"]
     assert sorted(reversed(names), key=data_prep.natural_key(names)) == names
-    for pattern in ("walk--{:03}", "walk -{}", "Q3x_-{:04}", "v2.{}", "shot010.{}", "1.{}-a", "take 3 -{}.5"):
+    for pattern in ("walk--{:03}", "walk -{}", "Q3x_-{:04}", "v2.{}", "shot010.{}", "1.{}-a", "(a)-{}",
+                    "\u0439-{}"):
         names = [pattern.format(k) for k in range(1, 21)]
         assert sorted(reversed(names), key=data_prep.natural_key(names)) == names
+    times = ("t_-30 t_-29 t_-1", "-15.0 -0.3", "t_-1.50 t_-0.03", "-30 -9", "0.00 0.0500 0.100 0.150",
+             "0.25 0.5 0.75 1.00", "0 0.05 0.10 0.15 0.2", "0.00 0.025 0.050 0.075 0.10")
+    for names in map(str.split, times):
+        assert sorted(reversed(names), key=data_prep.natural_key(names)) == names
+    Path("b").mkdir()
+    for name, picture in zip(["img", *(f"img({k})" for k in range(1, 12))], numbered(12)):
+        Image.fromarray(picture).save(f"b/{name}.png")
+    for other in ("readme_v1.10.txt", "0.50.zip", "notes-7.txt"):  # no frames: they have no say
+        Path("b", other).touch()
+    assert numbers(read_clip("b")) == list(range(12))
     Path("a").mkdir()
     for k, picture in enumerate(numbered(6)):
         Image.fromarray(picture).save(f"a/{k * 0.05:.2f}.png")
@@ -1883,10 +1894,11 @@ def test_frames_come_in_numeric_order_and_two_series_are_refused():
     with pytest.raises(DataError, match="two series, # and #_mask"):
         read_clip("a")
 
-@pytest.mark.parametrize("kind, count", [("moving", 20), ("photos", 1), ("wide", 1), ("strips", 20)])
+@pytest.mark.parametrize("kind, count", [
+    ("moving", 20), ("photos", 1), ("pages", 1), ("wide", 1), ("strips", 20)])
 def test_a_folder_holds_frames_or_clips(kind, count):
     """Animated PNGs are clips in any folder. A phone's photos with a preview inside (MPO) are frames, and so
-    are pictures of 2:1, unless they hold enough squares for a clip."""
+    are TIFFs of two pages, and pictures of 4:1 unless they hold enough squares for a clip."""
     for folder in ("a", "b/c"):
         Path(folder).mkdir(parents=True)
         for k, picture in enumerate(numbered(20, 64, 256 if kind in ("wide", "strips") else 64)):
@@ -1895,6 +1907,9 @@ def test_a_folder_holds_frames_or_clips(kind, count):
             elif kind == "photos":
                 photo = Image.fromarray(picture)
                 photo.save(f"{folder}/{k:03}.jpg", "MPO", save_all=True, append_images=[photo], quality=95)
+            elif kind == "pages":
+                page = Image.fromarray(picture)
+                page.save(f"{folder}/{k:03}.tif", save_all=True, append_images=[page])
             else:
                 Image.fromarray(picture).save(f"{folder}/{k:03}.png")
     least = 4 if kind == "strips" else 5
@@ -1927,6 +1942,8 @@ def test_names_keep_their_letters_and_clips_their_files():
         data_prep.write_clip(numbered(5), f"in/{name}.gif")
     clips = prepared("folder", "in", "--name", "x", "--frames", 5, "--grid")
     assert {"\u30a2\u30f3\u30ca", "J\u00fcrgen", "a b", "bell\\x07"} < set(clips.static_names)
+    for asked, name in (("Ju\u0308rgen", "J\u00fcrgen"), ("a  b", "a b"), ("bell\a", "bell\\x07")):
+        assert nav.row_of(clips.static_names, asked) == clips.static_names.index(name)
     assert len(clips.names) == 5 and len(set(clips.names)) == 5
     sheets = [data_prep.draw_sheet(clips.videos[:1], row_labels=[name]) for name in ("J\u00fcrgen", "Jurgen")]
     assert sheets[0] == sheets[1]  # the font has no accents
@@ -1955,7 +1972,7 @@ def test_arrays_of_every_order_and_kind(array, axes, count, assumed):
     np.savez("b.npz", a=np.zeros((4, 5)), b=array.astype(int) if assumed == "" else np.zeros(3))
     rgba = np.concatenate([numbered(12), numbered(12)[..., :1]], 3)
     np.save("c.npy", rgba)
-    assert "1 or 3 colours" in run_error("folder", "c.npy", "--name", "c", main=data_prep.main)
+    assert "1 or 3 colours" in run("folder", "c.npy", "--name", "c", main=data_prep.main)[1]
     Path("in").mkdir()
     os.rename("c.npy", "in/c.npy")
     assert "PATH/*.npy" in run("folder", "in", "--name", "c", main=data_prep.main)[1]
