@@ -874,7 +874,7 @@ def array_clips(path, axes, notes):
         is_clip = set("THW") <= set(order) <= set("NTHWC") and len(order) == len(set(order)) == array.ndim
         is_clip = is_clip and ("C" not in order or array.shape[order.index("C")] in (1, 3))
         if not is_clip or array.dtype != np.uint8 and not -1 <= low <= high <= 1 or array.size == 0:
-            reason = "clips are uint8 or floats in [-1, 1], of 1 or 3 colours; --axes names axes, as NTHWC or TNHW"
+            reason = "no uint8 or floats in [-1, 1] of 1 or 3 colours; --axes names axes, as NTHWC or TNHW"
             note(notes, "skipped", reason, f"{key}: {array.dtype} {array.shape}")
             continue
         array = array.transpose([order.index(letter) for letter in "NTHWC" if letter in order])

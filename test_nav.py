@@ -818,6 +818,9 @@ def test_exchange_interpolation_and_rank_in_a_run(grid_run):
     assert torch.equal(nav.frames_between(model, (0, 0), weights, "z"), expected)
     interpolate = ["interpolate", "--run", folder, "--device", "cpu"]
     assert "3 frames between" in run_ok(*interpolate, "--clip", 1, "--frames", 2, 5, "--between", 3)
+    data_prep.save(toy_clips(L=4), "four.npz")
+    run_ok("--dataset", "four.npz", "--device", "cpu", "--width", 8, "--steps", 2, "--out", "four")
+    assert "3 frames between" in run_ok("interpolate", "--run", "four", "--device", "cpu")
     assert "10 frames between" in run_ok(*interpolate, "--fps-factor", 3)
     by_r = read_clip(folder / "interpolation.gif")
     run_ok(*interpolate, "--fps-factor", 3, "--on", "z")
@@ -907,7 +910,7 @@ def test_exchange_moves(grid_run):
     assert (is_framed.sum((1, 2)) >= 3 * 4 * 4 * 16).all()  # three unseen cells of 16 x 16 within 4 pixels
     assert np.abs(np.diff(whole.astype(int), axis=0)).max() > 30
 
-def test_encoding_comes_closer_than_any_known_clip(grid_run):
+def test_encoding_comes_closer_than_any_known_clip(grid_run, monkeypatch):
     folder, s, model = grid_run
     real = torch.from_numpy(toy_clips(2, seed=9).videos)
     before = copy.deepcopy(model.state_dict())
@@ -926,6 +929,14 @@ def test_encoding_comes_closer_than_any_known_clip(grid_run):
     for name in ("clip.npz", "clip.gif"):  # of another size, and a frame too many
         assert "PSNR" in run_ok("encode", "--run", folder, "--input", name, "--device", "cpu")
     assert torch.load(folder / "encoded.pt", weights_only=True)["z_t"].shape == (6, 200)
+    loaded = nav.load(folder, "cpu")
+    loaded.data["reading"]["fps"] = 5.0
+    monkeypatch.setattr(nav, "load", lambda *_: loaded)
+    Path("frames").mkdir()
+    for k, picture in enumerate(large):
+        Image.fromarray(picture).save(f"frames/{k}.png")
+    said = run_ok("encode", "--run", folder, "--input", "frames", "--out", "o")
+    assert "no times, taken as frames of 5 a second" in said and "its first 6 frames" in said
 
 def test_clips_and_frames_kept_from_training_are_measured(toy):
     run_ok(*toy, "--steps", 4, "--hold-out-clips", 2, "--out", "run")
@@ -1917,6 +1928,9 @@ def test_a_folder_holds_frames_or_clips(kind, count):
     assert len(clips) == count and (count > 1 or numbers(*clips.values()) == list(range(20)))
     clips, _ = data_prep.read_clips(["b"], [], least)
     assert len(clips) == (20 if kind == "moving" else 1)
+    if kind == "photos":
+        with pytest.raises(DataError, match="one picture"):
+            read_clip("a/000.jpg")
 
 def test_a_rate_is_known_for_all_clips_or_for_none():
     """Pages of a TIFF and frames in a folder have no times."""
@@ -1928,6 +1942,7 @@ def test_a_rate_is_known_for_all_clips_or_for_none():
     command = ["folder", "in", "--name", "x", "--frames", 5, "--size", 64]
     clips = prepared(*command, out="out")
     assert len(clips.names) == 2 and clips.fps == 0
+    assert prepared("folder", "in/pages.tiff", *command[2:], out="pages").fps == 0
     whole = prepared(*command, "--no-crop", out="two")
     assert all(numbers(video) == [0, 1, 2, 3, 4] for video in whole.videos)
     write_video("in/a.mp4", numbered(5), rate=10)
