@@ -68,16 +68,16 @@ PQ, HLG = 16, 18  # and of transfer functions
 class DataError(ValueError):
     """A fault for the user to mend. A single line says the fault, the place and the remedy; exit status 2."""
 
-def printable(name, most=80):
-    """A name or an error from outside -> a line of ASCII for any terminal, of at most `most` letters."""
-    text = ascii(" ".join(str(name).split()))[1:-1].replace("\\\\", "\\")
-    return text if len(text) <= most else text[: most - 3] + "..."
-
 def one_line(name):
     """A name from outside -> a line, in which control characters and broken letters are escaped. Accents are
     written in one way (NFC): file systems differ in it."""
     line = unicodedata.normalize("NFC", " ".join(str(name).split()))
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+
+def printable(name, most=80):
+    """A name or an error from outside -> one_line of it, of at most `most` letters."""
+    text = one_line(name)
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 def put(text, stream):
     """A line on standard output or error; letters that the terminal cannot show are escaped. A full or closed
@@ -347,8 +347,8 @@ def drawable(text, most=24):
     """A text in letters that the font has, of at most so many a line: no accents, other scripts escaped."""
     letters = unicodedata.normalize("NFKD", text)
     letters = "".join(letter for letter in letters if not unicodedata.combining(letter))
-    plain = letters.encode("ascii", "backslashreplace").decode()
-    return "\n".join(line[:most] for line in plain.split("\n"))
+    lines = (line[:most].encode("ascii", "backslashreplace") for line in letters.split("\n"))
+    return "\n".join(line[: 3 * most].decode() for line in lines)
 
 def draw_sheet(rows, gap=2, frames=None, row_labels=None, column_labels=None, title=""):
     """A grid of pictures with a title, as a PIL image. rows: uint8 [R, K, H, W, 3], or lists of equal images
@@ -376,6 +376,8 @@ def draw_sheet(rows, gap=2, frames=None, row_labels=None, column_labels=None, ti
                 around = (x - gap, y - gap, x + wide + gap - 1, y + high + gap - 1)
                 draw.rectangle(around, None, frames[r][k], gap)
     for k, text in enumerate(column_labels):
+        while font.getlength(text) > wide:
+            text = text[:-1]
         draw.text((left + k * (wide + gap) + wide // 2, labels_top + 9), text, "black", font, anchor="mm")
     return picture
 
@@ -404,10 +406,11 @@ def delays(T, fps, unit):
     ends = np.round(np.arange(T + 1) * 1000 / fps / unit) * unit
     return np.diff(ends).astype(int).tolist()
 
+GIF_FPS = 50  # at most: browsers show a delay under 20 ms as 100 ms
 def write_gif(video, fps, path):
     """A single palette and no dithering: a still ground stays still. White stays white to the bit.
-    Browsers show a delay under 20 ms as 100 ms: above 50 frames a second, frames are dropped instead."""
-    every = math.ceil(fps / 50)
+    Above GIF_FPS frames a second, frames are dropped."""
+    every = math.ceil(fps / GIF_FPS)
     video = video[::every]
     T, H, W, _ = video.shape
     lines = video.reshape(T * H, W, 3)
@@ -473,6 +476,8 @@ def write_samples(path, parts, static, transient, source, fps, save=None, scale=
             progress(done, len(names))
             yield clips
 
+    if fps > GIF_FPS:
+        say(f"GIFs show at most {GIF_FPS} frames a second: of {fps:g}, some are left out; mp4 has all frames")
     arrays = dict(static=static, transient=transient, names=names, fps=fps, source=source)
     write_npz(path, arrays, len(names), saved())
     return np.stack(shown)
@@ -675,7 +680,7 @@ def read_clip(source, least=1, most=MAX_FRAMES, size=None, crop=True, every=1, f
                 break
         if len(video) < least:
             is_gif = str(source).lower().endswith(".gif")
-            gif = " (a GIF merges equal frames: --fps counts time)" if is_gif else ""
+            gif = " (a GIF merges equal frames: --fps counts time)" if is_gif and not fps else ""
             raise DataError(f"fewer than {least} frames: {len(video)}{gif}")
     return np.stack(video), rate
 
@@ -1345,8 +1350,9 @@ def folder(options, notes):
                 raise DataError(f"--grid: all clips have the {kind} name {names[0]}; --pattern finds others")
         say(f"{len(cells)} of {len(axes[0]) * len(axes[1])} cells are filled")
     names = [one_line(name) for name in cells.values()]
+    others = f" and {len(options.source) - 1} other paths" if len(options.source) > 1 else ""
     return from_clips([clips.pop(name) for name in cells.values()], options.frames, names, *zip(*cells),
-                      f"clips of {printable(Path(options.source[0]).resolve().name)}", "own",
+                      f"clips of {printable(Path(options.source[0]).resolve().name)}{others}", "own",
                       [rates[name] for name in cells.values()])
 
 def draw(options, _):

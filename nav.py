@@ -525,9 +525,10 @@ def gaussian_codes(codes, count, rng):
     return unit_ball(codes.mean(0) + normal * variances.clamp(min=0).sqrt() @ axes.T)
 
 def row_of(names, wanted):
-    """A name, or the number of a row from 0 -> the row. Raises DataError with the nearest names."""
+    """A name, or the number of a row from 0 -> the row. A text that is both is a name, an int is a number.
+    Raises DataError with the nearest names."""
     name = data_prep.one_line(wanted)
-    if name in names:
+    if name in names and not isinstance(wanted, (int, np.integer)):
         return names.index(name)
     if str(wanted).isdecimal() and int(wanted) < len(names):
         return int(wanted)
@@ -571,6 +572,8 @@ def choose_codes(run, prior, count, rng, static, transient):
 
 def sample(args):
     """sample --run runs/chair --count 16 --save mp4: new videos, as arrays (samples.npz) and as files"""
+    if args.scale and not args.save:
+        raise DataError("--scale is of the files of --save: give both")
     run = load(args.run, args.device)
     everything = clips_of_run(run, args.dataset) if args.prior == "gaussian" else None
     count = args.count or (None if args.static or args.transient else 16)
@@ -649,7 +652,9 @@ def interpolate(args):
     run = load(args.run, args.device)
     data, L = run.data, run.data["frames"]
     a, b = args.frames or (2, min(5, L))
-    ends, K = [a - 1, b - 1], args.between
+    ends, K = [a - 1, b - 1], args.between or 3
+    if args.fps_factor and (args.frames or args.between):
+        raise DataError("--fps-factor takes the whole clip: leave --frames and --between out")
     if args.fps_factor:
         ends, K = list(range(L)), args.fps_factor - 1
     elif not 1 <= a < b <= L:
@@ -660,7 +665,7 @@ def interpolate(args):
     video = frames_between(run.model, data["pairs"][args.clip], weights, args.on).numpy()[ends[0] :]
     frames = [FRAME if t % (K + 1) else None for t in range(len(video))]
     rows, frames = ([each[t:t + 16] for t in range(0, len(video), 16)] for each in (list(video), frames))
-    fps = args.fps or speed(data) * (args.fps_factor or 1)
+    fps = args.fps or min(speed(data) * (args.fps_factor or 1), data_prep.GIF_FPS)  # the GIF has all frames
     path = show(args.out or run.folder, "interpolation", data, rows, video, fps, gap=4, frames=frames)
     say(f"{data['names'][args.clip]}: {(len(ends) - 1) * K} frames between, framed: {path} and .gif")
 
@@ -1069,6 +1074,8 @@ def ablate(args):
     """ablate --dataset chair --seeds 3: Tables 4a and 4b, and a row without R; finished rows are kept"""
     device, base, clips, data = prepare(args)
     vgg16 = load_vgg16(args.vgg16, device)
+    if vgg16[1]:
+        say(f"no MCS: {vgg16[1]}")
     seeds = range(base.seed, base.seed + args.seeds)
     out = Path(args.out or f"runs/ablation-{Path(args.dataset).stem}")
     table = dict(data, settings=asdict(base), generated_clips=args.generated_clips, device=str(device),
@@ -1788,7 +1795,7 @@ def parse(argv):
         elif action is interpolate:
             add("--clip", type=between(0), default=0, metavar="J", help="number of the clip, from 0")
             add("--frames", type=int, nargs=2, metavar=("A", "B"), help="from 1 (2 5)")
-            add("--between", default=3, **count, help="frames between them (default: 3)")
+            add("--between", **count, help="frames between them (3)")
             add("--on", choices="rz", default="r", help="the line's ends: outputs of R (r), codes (z)")
             add("--fps-factor", type=between(2), metavar="K", help="the whole clip at K times its frames")
         elif action is encode:
