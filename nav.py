@@ -1761,8 +1761,8 @@ def parse(argv):
     count = dict(type=between(1), metavar="K")
     for action in ACTIONS:
         parser = subparsers.add_parser(action.__name__, description=action.__doc__, formatter_class=wide,
-                                       prog=f"python nav.py {action.__name__}", allow_abbrev=False,
-                                       usage=f"python nav.py {action.__name__} [options]")
+                                       prog=f"python nav.py {action.__name__}", usage="%(prog)s [options]",
+                                       allow_abbrev=False)
         parser.set_defaults(action=action, dataset=None)
         add = parser.add_argument
         if action is not bench:

@@ -877,7 +877,8 @@ def test_many_samples_differ_and_the_seed_draws_others(grid_run):
         drawn[seed, count] = np.load("out/samples.npz")["names"].tolist()
     assert len(set(drawn[0, 9])) == 9 and drawn[0, 9] != drawn[1, 9]
     assert sorted(drawn[0, 20]) == sorted(drawn[0, 9])  # there are nine pairs: none comes twice
-    run_ok("sample", "--run", folder, "--device", "cpu", "--out", "out", "--count", 20, "--prior", "gaussian")
+    gaussian = ["--count", 20, "--prior", "gaussian", "--fps", 60]
+    assert "at most 50" in run_ok("sample", "--run", folder, "--device", "cpu", "--out", "out", *gaussian)
     assert np.load("out/samples.npz")["videos"].shape[0] == 20
     with Image.open("out/samples.gif") as gif:
         assert gif.size == (64, 64)  # at most 16 clips
